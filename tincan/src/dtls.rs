@@ -1,0 +1,4 @@
+//! The secured session: certificates and DTLS over memory buffers.
+
+/// placeholder
+pub struct Session;

@@ -1,0 +1,15 @@
+//! tincan: a peer-to-peer overlay network for Linux.
+//!
+//! Data flows io -> core -> io. `wire` holds the pure codecs, `node` the pure state machine, `edge` one file per
+//! outside resource, `dtls` the secured session, `dataplane` the forwarding table and the engines that move frames.
+//! Only `daemon` knows both sides. ARCHITECTURE.md has the map.
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod dataplane;
+pub mod dtls;
+pub mod edge;
+pub mod link;
+pub mod node;
+pub mod wire;

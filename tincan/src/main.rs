@@ -1,0 +1,2 @@
+//! The `tincan` program: see `tincan --help`.
+fn main() {}

@@ -1,0 +1,11 @@
+//! Pure codecs, both directions in one file each, total on any input.
+
+pub mod candidate;
+pub mod control;
+pub mod fingerprint;
+pub mod frame;
+pub mod json_rpc;
+pub mod notification;
+pub mod request;
+pub mod state;
+pub mod uid;
