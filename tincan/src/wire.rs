@@ -1,5 +1,6 @@
 //! Pure codecs, both directions in one file each, total on any input.
 
+pub mod answer;
 pub mod candidate;
 pub mod control;
 pub mod fingerprint;

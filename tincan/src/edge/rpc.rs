@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+pub use crate::wire::answer::Answer;
 use crate::wire::request::Request;
-use crate::wire::state::State;
 
 /// Who made a call, so that the answer finds its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,19 +19,4 @@ pub enum Origin {
 pub struct Call {
     pub origin: Origin,
     pub request: Request,
-}
-
-/// The result of a call. The UDP door shows only `State` and `Echo` (2014 behaviour); the Unix door shows all.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// Done as asked.
-    Done,
-    /// Nothing was done because an earlier call already settled it (the first one wins); says which.
-    Kept(&'static str),
-    /// `get_state`.
-    State(Box<State>),
-    /// `echo_request`.
-    Echo(String),
-    /// Could not be done: why, and what to do.
-    Refused(String),
 }
