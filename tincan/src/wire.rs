@@ -6,6 +6,8 @@ pub mod control;
 pub mod fingerprint;
 pub mod frame;
 pub mod json_rpc;
+#[cfg(test)]
+mod mutation;
 pub mod notification;
 pub mod request;
 pub mod state;

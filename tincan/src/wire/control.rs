@@ -15,7 +15,7 @@ mod call;
 mod params;
 mod parse;
 #[cfg(test)]
-mod recorded;
+pub(crate) mod recorded;
 mod report;
 mod styled;
 
@@ -27,6 +27,7 @@ use crate::wire::uid::{UID_LEN, Uid};
 
 pub use call::request_to_value;
 pub use parse::{METHODS, RequestError, parse_request};
+pub(crate) use report::millis;
 pub use report::{echo_reply, local_state, notification, peer_state};
 
 /// First byte of every datagram since 2014.

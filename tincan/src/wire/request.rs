@@ -49,11 +49,11 @@ pub struct LocalIp {
     pub ip4_text: String,
     pub ip6: Ipv6Addr,
     pub ip6_text: String,
-    /// Prefix length, 0..=32.
+    /// Prefix length, 1..=32.
     pub ip4_mask: u8,
-    /// Prefix length, 0..=128.
+    /// Prefix length, 1..=128.
     pub ip6_mask: u8,
-    /// Router mode: the prefix length each peer routes for; 32 = only itself.
+    /// Router mode: the prefix length each peer routes for, 1..=32; 32 = only itself.
     pub subnet_mask: u8,
 }
 
