@@ -7,7 +7,6 @@
 //!
 //! IPv6 addresses are written with '-' for ':' (`2001-db8--1`), because ':' separates the fields.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::link::{CandidateKind, Security};
@@ -223,11 +222,8 @@ fn write_id(text: &str) -> String {
 
 /// A network name that cannot break the format: no ':' and no white space, never empty, at most 15 characters.
 fn safe_network(name: &str) -> String {
-    let mut safe = String::new();
-    for character in name.chars().take(MAX_NETWORK_LEN) {
-        let kept = character.is_ascii_graphic() && character != ':';
-        let _ = safe.write_char(if kept { character } else { '_' });
-    }
+    let kept = |character: char| character.is_ascii_graphic() && character != ':';
+    let safe: String = name.chars().take(MAX_NETWORK_LEN).map(|c| if kept(c) { c } else { '_' }).collect();
     if safe.is_empty() { "_".to_owned() } else { safe }
 }
 

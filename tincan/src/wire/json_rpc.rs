@@ -12,6 +12,8 @@ use crate::wire::control::{self, METHODS, RequestError, parse_request, request_t
 use crate::wire::request::Request;
 use crate::wire::state::{LinkState, PathState, PeerState, State};
 
+const NOT_A_CALL: &str = "a call is an object: give {\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"status\"}";
+
 /// A call, read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RpcCall {
@@ -103,8 +105,6 @@ pub fn parse_call(line: &[u8]) -> Result<RpcCall, RpcFailure> {
         Err(error) => Err(RpcFailure { id, error }),
     }
 }
-
-const NOT_A_CALL: &str = "a call is an object: give {\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"status\"}";
 
 fn parse_method(mut call: Map<String, Value>) -> Result<RpcMethod, RpcError> {
     if call.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {

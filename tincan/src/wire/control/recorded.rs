@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Datagram, METHODS, RequestError, decode_datagram, encode_json, parse_request, request_to_value};
+use super::{
+    Datagram, METHODS, RequestError, decode_datagram, encode_json, encode_packet, parse_request, request_to_value,
+};
 use crate::link::Security;
 use crate::wire::candidate::parse_cas;
 use crate::wire::request::{CreateLink, LocalIp, Overlay, RemoteIp, Request, Secret, TurnServer};
@@ -185,12 +187,19 @@ fn other_recorded_forms_are_understood() {
 }
 
 #[test]
-fn a_recorded_switch_mode_packet_carries_an_arp_frame() {
-    let source = uid(OWN);
-    let arp = b"\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\xaa\xbb\x08\x06\x00\x01";
-    let datagram = [&b"\x02\x02"[..], source.as_bytes(), &[0; 20], arp].concat();
-    let packet = Datagram::Packet { source, destination: Uid::ZERO, frame: arp.to_vec() };
-    assert_eq!(decode_datagram(&datagram), Ok(packet));
+fn recorded_switch_mode_packets_carry_arp_frames() {
+    let request = b"\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\xaa\xbb\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01\
+                    \x02\x00\x00\x00\xaa\xbb\xac\x10\x00\x09\x00\x00\x00\x00\x00\x00\xac\x10\x00\x02";
+    let up = encode_packet(uid(OWN), Uid::ZERO, request);
+    let header = b"\x02\x02\x27\xbf\xb1\xbe\x55\x5a\x4d\x50\x26\x46\x4a\xf4\x17\x94\x98\x5a\x04\x69\x65\xff";
+    assert_eq!(up, [&header[..], &[0; 20], request].concat());
+
+    let reply = b"\xff\xff\xff\xff\xff\xff\x02\x00\x00\xaa\xbb\xcc\x08\x06\x00\x01\x08\x00\x06\x04\x00\x02\
+                  \x02\x00\x00\xaa\xbb\xcc\xac\x10\x00\x02\xff\xff\xff\xff\xff\xff\xac\x10\x00\x09";
+    let down = [&b"\x02\x02"[..], &[0; 40], reply].concat();
+    assert_eq!(down.len(), 84);
+    let packet = Datagram::Packet { source: Uid::ZERO, destination: Uid::ZERO, frame: reply.to_vec() };
+    assert_eq!(decode_datagram(&down), Ok(packet));
 }
 
 #[test]
