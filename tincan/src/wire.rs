@@ -4,7 +4,6 @@ pub mod answer;
 pub mod candidate;
 pub mod control;
 pub mod fingerprint;
-pub mod frame;
 pub mod json_rpc;
 #[cfg(test)]
 mod mutation;

@@ -1,0 +1,203 @@
+//! What the node answers to each call, and what it wants done: no sockets, no time passing.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use tincan::edge::ice::IceCommand;
+use tincan::edge::rpc::Answer;
+use tincan::link::{LinkId, PortKind, Role, Security, Traffic};
+use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, TrafficSource};
+use tincan::wire::fingerprint::{Fingerprint, FingerprintKind};
+use tincan::wire::request::{CreateLink, LocalIp, Overlay, RemoteIp, Request, Secret};
+use tincan::wire::uid::Uid;
+
+struct NoTraffic;
+
+impl TrafficSource for NoTraffic {
+    fn traffic(&self, _link: LinkId) -> Traffic {
+        Traffic::default()
+    }
+
+    fn engine(&self, _link: LinkId) -> &'static str {
+        "user"
+    }
+}
+
+fn uid(last: u32) -> Uid {
+    let mut bytes = [0x50; 20];
+    bytes[16..].copy_from_slice(&last.to_be_bytes());
+    Uid::new(bytes)
+}
+
+/// A node with uid 5 that was told who it is.
+fn node() -> Node {
+    let mut node = Node::new(1);
+    let (ip4, ip6) = (Ipv4Addr::new(172, 16, 0, 5), Ipv6Addr::LOCALHOST);
+    node.set_local(
+        LocalIp {
+            uid: uid(5),
+            ip4,
+            ip4_text: ip4.to_string(),
+            ip6,
+            ip6_text: "fd50:0dbc:0000::5".to_owned(),
+            ip4_mask: 24,
+            ip6_mask: 64,
+            subnet_mask: 32,
+        },
+        Fingerprint::Sha256([5; 32]),
+    );
+    node
+}
+
+fn ask(node: &mut Node, request: Request) -> Answer {
+    node.handle_request(Instant::now(), request, &NoTraffic)
+}
+
+fn outputs(node: &mut Node) -> Vec<Output> {
+    std::iter::from_fn(|| node.poll_output()).collect()
+}
+
+fn create(peer: u32, security: Security, fingerprint: Option<Fingerprint>) -> CreateLink {
+    CreateLink {
+        uid: uid(peer),
+        fingerprint_text: fingerprint.map_or_else(|| "nonsense".to_owned(), |fingerprint| fingerprint.to_string()),
+        fingerprint,
+        overlay: Overlay::Controller,
+        stun: None,
+        turn: None,
+        security,
+        cas: String::new(),
+    }
+}
+
+fn remote_ip(peer: u32, last_octet: u8) -> Request {
+    let ip4 = Ipv4Addr::new(172, 16, 0, last_octet);
+    let ip6 = Ipv6Addr::from(u128::from(last_octet) << 64);
+    Request::SetRemoteIp(RemoteIp { uid: uid(peer), ip4, ip4_text: ip4.to_string(), ip6, ip6_text: ip6.to_string() })
+}
+
+fn refused(answer: &Answer) -> bool {
+    matches!(answer, Answer::Refused(_))
+}
+
+#[test]
+fn a_secured_link_without_a_usable_fingerprint_is_refused_and_nothing_is_opened() {
+    let mut node = node();
+    for fingerprint in [
+        None,
+        Some(Fingerprint::null(FingerprintKind::Sha256)),
+        Some(Fingerprint::null(FingerprintKind::Sha1)),
+        Some(Fingerprint::Sha1([9; 20])),
+    ] {
+        let answer = ask(&mut node, Request::CreateLink(create(7, Security::Dtls, fingerprint)));
+        assert!(refused(&answer), "{fingerprint:?}: {answer:?}");
+        assert_eq!(outputs(&mut node), []);
+    }
+}
+
+#[test]
+fn a_plain_link_needs_no_fingerprint_and_lives_on_the_plain_port() {
+    let mut node = node();
+    assert_eq!(ask(&mut node, Request::CreateLink(create(7, Security::None, None))), Answer::Done);
+    let wanted = outputs(&mut node);
+    assert!(matches!(wanted[0], Output::OpenLink { protection: LinkProtection::Plain { receive_vni: 1.. }, .. }));
+    assert!(matches!(wanted[1], Output::Ice(IceCommand::Gather { port: PortKind::Plain, .. })));
+}
+
+#[test]
+fn the_larger_uid_controls() {
+    let mut node = node();
+    for (peer, expected) in [(4, Role::Controlling), (6, Role::Controlled)] {
+        let call = create(peer, Security::Dtls, Some(Fingerprint::Sha256([9; 32])));
+        assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+        let wanted = outputs(&mut node);
+        assert!(matches!(wanted[0], Output::OpenLink { role, .. } if role == expected), "{wanted:?}");
+    }
+}
+
+#[test]
+fn links_need_an_identity_a_peer_and_usable_candidates() {
+    let mut stranger = Node::new(1);
+    assert!(refused(&ask(&mut stranger, Request::CreateLink(create(7, Security::None, None)))));
+    let mut node = node();
+    assert!(refused(&ask(&mut node, Request::CreateLink(create(5, Security::None, None)))));
+    let mut call = create(7, Security::None, None);
+    call.cas = "rubbish that:is:not:a:candidate".to_owned();
+    assert!(refused(&ask(&mut node, Request::CreateLink(call))));
+}
+
+#[test]
+fn a_second_create_link_changes_nothing_and_trim_makes_room_for_a_new_one() {
+    let mut node = node();
+    let call = create(7, Security::None, None);
+    assert_eq!(ask(&mut node, Request::CreateLink(call.clone())), Answer::Done);
+    outputs(&mut node);
+    assert!(matches!(ask(&mut node, Request::CreateLink(call.clone())), Answer::Kept(_)));
+    assert_eq!(outputs(&mut node), []);
+    assert_eq!(ask(&mut node, Request::TrimLink { uid: uid(7) }), Answer::Done);
+    assert!(matches!(ask(&mut node, Request::TrimLink { uid: uid(7) }), Answer::Kept(_)));
+    let wanted = outputs(&mut node);
+    let stopped = wanted.iter().position(|output| matches!(output, Output::SetForwarding { enabled: false, .. }));
+    let removed = wanted.iter().position(|output| matches!(output, Output::RemoveLink { .. }));
+    assert!(stopped.is_some() && stopped < removed, "frames stop before the link goes: {wanted:?}");
+    assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+}
+
+#[test]
+fn the_number_of_links_is_capped_and_existing_ones_are_unharmed() {
+    let mut node = node();
+    for peer in 0..u32::try_from(MAX_LINKS).unwrap() {
+        assert_eq!(ask(&mut node, Request::CreateLink(create(1000 + peer, Security::None, None))), Answer::Done);
+    }
+    outputs(&mut node);
+    assert!(refused(&ask(&mut node, Request::CreateLink(create(9, Security::None, None)))));
+    assert_eq!(outputs(&mut node), []);
+    assert_eq!(ask(&mut node, Request::TrimLink { uid: uid(1000) }), Answer::Done);
+    assert_eq!(ask(&mut node, Request::CreateLink(create(9, Security::None, None))), Answer::Done);
+}
+
+#[test]
+fn an_address_belongs_to_one_peer_and_the_first_call_wins() {
+    let mut node = node();
+    assert_eq!(ask(&mut node, remote_ip(7, 7)), Answer::Done);
+    assert!(matches!(ask(&mut node, remote_ip(7, 8)), Answer::Kept(_)));
+    assert!(refused(&ask(&mut node, remote_ip(8, 7))), "another peer's address");
+    assert!(refused(&ask(&mut node, remote_ip(8, 5))), "our own address");
+    assert!(refused(&ask(&mut node, remote_ip(5, 9))), "our own uid");
+    let mapped = outputs(&mut node);
+    assert_eq!(mapped.len(), 1, "{mapped:?}");
+    assert_eq!(ask(&mut node, Request::TrimLink { uid: uid(7) }), Answer::Kept("there is no link to this uid"));
+    assert!(matches!(ask(&mut node, remote_ip(7, 9)), Answer::Kept(_)), "trim does not forget addresses");
+}
+
+#[test]
+fn a_service_is_registered_once_and_only_by_a_node_with_identity() {
+    let service = |password: &str| Request::RegisterService {
+        username: "alice@example.org".to_owned(),
+        password: Secret(password.to_owned()),
+        host: "xmpp.example.org".to_owned(),
+        port: 5222,
+    };
+    assert!(refused(&ask(&mut Node::new(1), service("secret"))));
+    let mut node = node();
+    assert!(refused(&ask(&mut node, service(""))));
+    assert_eq!(ask(&mut node, service("secret")), Answer::Done);
+    assert!(matches!(ask(&mut node, service("other")), Answer::Kept(_)));
+    assert!(!format!("{node:?}").contains("secret\""), "passwords are never printed");
+}
+
+#[test]
+fn an_asked_for_uid_is_reported_even_when_unknown_and_addresses_stay_verbatim() {
+    let mut node = node();
+    let Answer::State(state) = ask(&mut node, Request::GetState { uid: Some(uid(99)), stats: false }) else {
+        panic!("get_state answers a state");
+    };
+    assert_eq!(state.local.ip6, "fd50:0dbc:0000::5");
+    assert_eq!(state.peers.len(), 1);
+    assert_eq!(state.peers[0].link, None);
+    let Answer::State(state) = ask(&mut Node::new(1), Request::GetState { uid: None, stats: false }) else {
+        panic!("get_state answers a state");
+    };
+    assert_eq!((state.local.uid, state.local.ip4.as_str()), (None, "172.31.0.100"));
+    assert_eq!(state.local.fingerprint.len(), 59);
+}
