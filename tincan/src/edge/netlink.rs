@@ -1,1 +1,202 @@
-//! placeholder
+//! Routing netlink: configures the TAP and lists the addresses of the underlay.
+//!
+//! It makes and removes no interface: the TAP lives and dies with its file descriptor (`edge::tap`).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, anyhow};
+use futures_util::TryStreamExt;
+use nix::errno::Errno;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::{Handle, LinkUnspec};
+use tracing::{debug, warn};
+
+/// Most addresses one listing returns; each becomes a candidate with checks of its own.
+const MAX_UNDERLAY_ADDRESSES: usize = 64;
+
+/// Longest interface name (the kernel's `IFNAMSIZ` without the terminating zero).
+const MAX_NAME_LEN: usize = 15;
+
+/// Host-only networks of virtual machine monitors: nothing beyond this machine is reached by them.
+const IGNORED_PREFIXES: [&str; 2] = ["vmnet", "vnic"];
+
+/// A connection to the kernel's routing netlink; clones share it.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// An address of the underlay and the interface that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    pub interface: String,
+    pub addr: IpAddr,
+}
+
+impl Netlink {
+    /// Opens the socket and spawns the task that serves it, in the network namespace of the calling thread.
+    pub fn new() -> anyhow::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a routing netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Gives interface `name` its MTU in bytes, no ARP, the UP state and both addresses; again with the same values it
+    /// changes nothing. The IPv6 address skips duplicate detection (RFC 4862 section 5.4), so it can be used at once.
+    /// Where the kernel has IPv6 switched off, the IPv4 address stands alone and a warning says so.
+    pub async fn configure_tap(
+        &self,
+        name: &str,
+        ip4: Ipv4Addr,
+        ip4_prefix: u8,
+        ip6: Ipv6Addr,
+        ip6_prefix: u8,
+        mtu: u32,
+    ) -> anyhow::Result<()> {
+        let link = self
+            .find(name)
+            .await
+            .map_err(|error| explain(&error, &format!("cannot look up interface {name}")))?
+            .ok_or_else(|| anyhow!("there is no interface {name}: create the TAP first"))?;
+        let index = link.header.index;
+
+        let change = LinkUnspec::new_with_index(index).mtu(mtu).arp(false).up().build();
+        let set = self.handle.link().set(change).execute().await;
+        set.map_err(|error| explain(&error, &format!("cannot set MTU {mtu}, NOARP and UP on {name}")))?;
+
+        let added = self.add_address(index, ip4.into(), ip4_prefix).await;
+        added.map_err(|error| explain(&error, &format!("cannot add {ip4}/{ip4_prefix} to {name}")))?;
+
+        match self.add_address(index, ip6.into(), ip6_prefix).await {
+            Err(error) if is_ipv6_off(&error) => {
+                warn!(interface = name, address = %ip6, "IPv6 is switched off on this host, the TAP has IPv4 only");
+                Ok(())
+            }
+            other => other.map_err(|error| explain(&error, &format!("cannot add {ip6}/{ip6_prefix} to {name}"))),
+        }
+    }
+
+    /// The addresses peers may be reached by: of interfaces that are up, without loopback, link-local IPv6, tentative
+    /// and deprecated ones and host-only networks; at most 64.
+    pub async fn underlay_addresses(&self) -> anyhow::Result<Vec<InterfaceAddress>> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| explain(&error, "cannot list the interfaces"))?;
+        let interfaces: HashMap<u32, String> = links.iter().filter_map(usable_interface).collect();
+
+        let addresses: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| explain(&error, "cannot list the addresses"))?;
+        let usable = addresses.iter().filter_map(|message| {
+            let interface = interfaces.get(&message.header.index)?.clone();
+            Some(InterfaceAddress { interface, addr: usable_address(message)? })
+        });
+        let mut found: Vec<_> = usable.take(MAX_UNDERLAY_ADDRESSES + 1).collect();
+        if found.len() > MAX_UNDERLAY_ADDRESSES {
+            found.truncate(MAX_UNDERLAY_ADDRESSES);
+            debug!(limit = MAX_UNDERLAY_ADDRESSES, "this host has more addresses than are offered to peers");
+        }
+        Ok(found)
+    }
+
+    /// Whether the namespace has an interface of this name, up or down.
+    pub async fn interface_exists(&self, name: &str) -> anyhow::Result<bool> {
+        let found = self.find(name).await;
+        let found = found.map_err(|error| explain(&error, &format!("cannot look up interface {name}")))?;
+        Ok(found.is_some())
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
+        if name.is_empty() || name.len() > MAX_NAME_LEN {
+            return Ok(None);
+        }
+        let request = self.handle.link().get().match_name(name).execute();
+        match std::pin::pin!(request).try_next().await {
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            other => other,
+        }
+    }
+
+    async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), rtnetlink::Error> {
+        let mut request = self.handle.address().add(index, address, prefix).replace();
+        if address.is_ipv6() {
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        match request.execute().await {
+            Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Index and name of an interface that is up and leads off this machine.
+fn usable_interface(link: &LinkMessage) -> Option<(u32, String)> {
+    let flags = link.header.flags;
+    if !flags.contains(LinkFlags::Up) || flags.contains(LinkFlags::Loopback) {
+        return None;
+    }
+    let name = link
+        .attributes
+        .iter()
+        .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.clone()) } else { None })?;
+    let ignored = IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    (!ignored).then_some((link.header.index, name))
+}
+
+/// The interface's own address in a message, unless nobody could answer it now.
+fn usable_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    let mut own = None;
+    let mut peer_or_own = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(address) = attribute {
+            own = Some(*address);
+        } else if let AddressAttribute::Address(address) = attribute {
+            peer_or_own = Some(*address);
+        } else if let AddressAttribute::Flags(all) = attribute {
+            flags = *all;
+        }
+    }
+    if flags.intersects(AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Dadfailed) {
+        return None;
+    }
+    // On point-to-point interfaces the Address attribute is the other end (rtnetlink(7)).
+    let address = own.or(peer_or_own)?;
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    let unusable = address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local;
+    (!unusable).then_some(address)
+}
+
+/// The kernel answers EACCES while `disable_ipv6` is set, the others when it has no IPv6 at all.
+fn is_ipv6_off(error: &rtnetlink::Error) -> bool {
+    matches!(errno(error), Some(Errno::EACCES | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT))
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<Errno> {
+    let rtnetlink::Error::NetlinkError(message) = error else { return None };
+    Some(Errno::from_raw(message.raw_code().wrapping_neg()))
+}
+
+/// Says what failed and, where it is the lack of a capability, what to do.
+fn explain(error: &rtnetlink::Error, what: &str) -> anyhow::Error {
+    match errno(error) {
+        Some(Errno::EPERM) => {
+            anyhow!("{what}: this needs CAP_NET_ADMIN; run as root or give the program that capability")
+        }
+        Some(errno) => anyhow!(io::Error::from(errno)).context(what.to_owned()),
+        None => anyhow!("{what}: {error}"),
+    }
+}
