@@ -200,3 +200,159 @@ fn explain(error: &rtnetlink::Error, what: &str) -> anyhow::Error {
         None => anyhow!("{what}: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+    use rtnetlink::packet_core::ErrorMessage;
+    use rtnetlink::packet_route::address::CacheInfo;
+    use rtnetlink::{LinkVeth, packet_route::link::LinkAttribute::Mtu};
+
+    use super::*;
+
+    /// Runs a test in a network namespace of its own, which goes with its thread.
+    fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
+        let run = move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("the netlink tests need root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { test(Netlink::new().unwrap()).await });
+        };
+        thread::spawn(run).join().unwrap();
+    }
+
+    async fn add_veth(netlink: &Netlink, name: &str, other: &str) {
+        netlink.handle.link().add(LinkVeth::new(name, other).build()).execute().await.unwrap();
+    }
+
+    async fn bring_up(netlink: &Netlink, name: &str) {
+        netlink.handle.link().set(LinkUnspec::new_with_name(name).up().build()).execute().await.unwrap();
+    }
+
+    async fn add_address(netlink: &Netlink, name: &str, address: &str) {
+        let index = netlink.find(name).await.unwrap().unwrap().header.index;
+        netlink.add_address(index, address.parse().unwrap(), 24).await.unwrap();
+    }
+
+    async fn configure(netlink: &Netlink, name: &str) -> anyhow::Result<()> {
+        netlink.configure_tap(name, Ipv4Addr::new(172, 31, 0, 1), 24, "fd50:dbc::1".parse().unwrap(), 64, 1280).await
+    }
+
+    fn found(interface: &str, address: &str) -> InterfaceAddress {
+        InterfaceAddress { interface: interface.to_owned(), addr: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_configured_interface_is_up_without_arp_and_both_addresses_work_at_once() {
+        in_namespace(|netlink| async move {
+            add_veth(&netlink, "tap0", "other0").await;
+            for _ in 0..2 {
+                configure(&netlink, "tap0").await.unwrap();
+                let link = netlink.find("tap0").await.unwrap().unwrap();
+                assert!(link.header.flags.contains(LinkFlags::Up | LinkFlags::Noarp));
+                assert!(link.attributes.contains(&Mtu(1280)));
+                assert_eq!(
+                    netlink.underlay_addresses().await.unwrap(),
+                    [found("tap0", "172.31.0.1"), found("tap0", "fd50:dbc::1")]
+                );
+            }
+            tokio::net::UdpSocket::bind("[fd50:dbc::1]:0").await.unwrap();
+        });
+    }
+
+    #[test]
+    fn interfaces_that_are_down_loopback_or_host_only_offer_nothing() {
+        in_namespace(|netlink| async move {
+            for (name, other) in [("eth0", "peer0"), ("eth1", "peer1"), ("vmnet8", "vnic3")] {
+                add_veth(&netlink, name, other).await;
+            }
+            for (name, address) in [
+                ("lo", "10.9.9.9"),
+                ("eth0", "192.0.2.1"),
+                ("eth0", "fe80::5"),
+                ("eth1", "192.0.2.2"),
+                ("vmnet8", "192.0.2.3"),
+                ("vnic3", "192.0.2.4"),
+            ] {
+                add_address(&netlink, name, address).await;
+            }
+            for name in ["lo", "eth0", "vmnet8", "vnic3"] {
+                bring_up(&netlink, name).await;
+            }
+            assert_eq!(netlink.underlay_addresses().await.unwrap(), [found("eth0", "192.0.2.1")]);
+        });
+    }
+
+    #[test]
+    fn deprecated_and_tentative_addresses_are_not_offered() {
+        in_namespace(|netlink| async move {
+            add_veth(&netlink, "eth0", "peer0").await;
+            bring_up(&netlink, "peer0").await;
+            configure(&netlink, "eth0").await.unwrap();
+            let index = netlink.find("eth0").await.unwrap().unwrap().header.index;
+
+            let mut deprecated = netlink.handle.address().add(index, "2001:db8::2".parse().unwrap(), 64);
+            let mut lifetime = CacheInfo::default();
+            lifetime.ifa_valid = u32::MAX;
+            deprecated.message_mut().attributes.push(AddressAttribute::CacheInfo(lifetime));
+            deprecated.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            deprecated.execute().await.unwrap();
+
+            // Duplicate detection runs where ARP is on and takes a second: within it the address is tentative.
+            let tentative = netlink.find("peer0").await.unwrap().unwrap().header.index;
+            netlink.handle.address().add(tentative, "2001:db8::3".parse().unwrap(), 64).execute().await.unwrap();
+            assert_eq!(
+                netlink.underlay_addresses().await.unwrap(),
+                [found("eth0", "172.31.0.1"), found("eth0", "fd50:dbc::1")]
+            );
+        });
+    }
+
+    #[test]
+    fn at_most_64_addresses_are_listed() {
+        in_namespace(|netlink| async move {
+            add_veth(&netlink, "eth0", "peer0").await;
+            bring_up(&netlink, "eth0").await;
+            for last in 1..=70 {
+                add_address(&netlink, "eth0", &format!("192.0.2.{last}")).await;
+            }
+            assert_eq!(netlink.underlay_addresses().await.unwrap().len(), MAX_UNDERLAY_ADDRESSES);
+        });
+    }
+
+    #[test]
+    fn interfaces_are_found_by_exact_name_and_a_missing_one_is_an_error_to_configure() {
+        in_namespace(|netlink| async move {
+            add_veth(&netlink, "tap0", "other0").await;
+            assert!(netlink.interface_exists("tap0").await.unwrap());
+            for name in ["tap", "tap1", "", "a-name-longer-than-the-kernel-allows"] {
+                assert!(!netlink.interface_exists(name).await.unwrap(), "{name}");
+            }
+            let error = configure(&netlink, "tap1").await.unwrap_err();
+            assert_eq!(error.to_string(), "there is no interface tap1: create the TAP first");
+        });
+    }
+
+    #[test]
+    fn without_ipv6_the_ipv4_address_is_configured_alone() {
+        in_namespace(|netlink| async move {
+            add_veth(&netlink, "tap0", "other0").await;
+            std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1").unwrap();
+            configure(&netlink, "tap0").await.unwrap();
+            assert_eq!(netlink.underlay_addresses().await.unwrap(), [found("tap0", "172.31.0.1")]);
+        });
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        let mut refusal = ErrorMessage::default();
+        refusal.code = NonZeroI32::new(-(Errno::EPERM as i32));
+        let error = explain(&rtnetlink::Error::NetlinkError(refusal), "cannot add 10.0.0.1/24 to ipop");
+        assert_eq!(
+            error.to_string(),
+            "cannot add 10.0.0.1/24 to ipop: this needs CAP_NET_ADMIN; run as root or give the program that capability"
+        );
+    }
+}
