@@ -6,6 +6,8 @@
 mod ffi;
 mod identity;
 mod session;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::io;

@@ -266,3 +266,135 @@ fn damaged(path: &Path, fault: &'static str) -> DtlsError {
     let path: PathBuf = path.to_owned();
     DtlsError::Damaged { path, fault }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state directory of one test, removed with it.
+    struct StateDir(PathBuf);
+
+    impl StateDir {
+        fn new(test: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("tincan-identity-{test}-{}", std::process::id()));
+            assert!(!path.exists());
+            Self(path)
+        }
+
+        fn load(&self) -> Result<Identity, DtlsError> {
+            Identity::load_or_create(&self.0, uid())
+        }
+
+        fn file(&self, extension: &str) -> PathBuf {
+            self.0.join("identity").join(format!("{}.{extension}", uid()))
+        }
+    }
+
+    impl Drop for StateDir {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn uid() -> Uid {
+        Uid::new([0xa5; 20])
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn fingerprints(identity: &Identity) -> [Fingerprint; 2] {
+        [FingerprintKind::Sha256, FingerprintKind::Sha1].map(|kind| identity.fingerprint(kind))
+    }
+
+    #[test]
+    fn a_stored_identity_is_private_and_keeps_its_fingerprint() {
+        let state = StateDir::new("stored");
+        let first = state.load().unwrap();
+        assert_eq!(mode(&state.file("key.pem")), 0o600);
+        assert_eq!(mode(&state.file("cert.pem")), 0o600);
+        assert_eq!(mode(&state.0.join("identity")), 0o700);
+        assert_eq!(fs::read_dir(state.0.join("identity")).unwrap().count(), 2, "no temporary file is left");
+        assert_eq!(fingerprints(&state.load().unwrap()), fingerprints(&first));
+    }
+
+    #[test]
+    fn a_certificate_is_version_3_on_p256_names_the_uid_and_has_the_fingerprint_told() {
+        let state = StateDir::new("certificate");
+        let identity = state.load().unwrap();
+        let certificate = X509::from_pem(&fs::read(state.file("cert.pem")).unwrap()).unwrap();
+        let version_3 = [0xa0, 3, 2, 1, 2]; // [0] EXPLICIT INTEGER 2, RFC 5280 section 4.1
+        assert!(certificate.to_der().unwrap().windows(5).any(|bytes| bytes == version_3));
+        let names: Vec<_> = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).collect();
+        assert_eq!(names.len(), 1);
+        assert_eq!(names[0].data().as_slice(), uid().to_string().as_bytes());
+        let key = certificate.public_key().unwrap().ec_key().unwrap();
+        assert_eq!(key.group().curve_name(), Some(Nid::X9_62_PRIME256V1));
+        for kind in [FingerprintKind::Sha256, FingerprintKind::Sha1] {
+            let algorithm = match kind {
+                FingerprintKind::Sha256 => MessageDigest::sha256(),
+                FingerprintKind::Sha1 => MessageDigest::sha1(),
+            };
+            assert_eq!(identity.fingerprint(kind).as_bytes(), &*certificate.digest(algorithm).unwrap());
+        }
+    }
+
+    #[test]
+    fn fresh_identities_differ() {
+        let [first, second] = [(); 2].map(|()| Identity::create(uid()).unwrap());
+        assert_ne!(fingerprints(&first), fingerprints(&second));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_the_way_out() {
+        for (file, content, fault) in [
+            ("key.pem", "not a key", "holds no PEM private key"),
+            ("cert.pem", "", "holds no PEM certificate"),
+            ("cert.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no PEM certificate"),
+        ] {
+            let state = StateDir::new("damaged");
+            state.load().unwrap();
+            fs::write(state.file(file), content).unwrap();
+            let error = state.load().err().unwrap().to_string();
+            let both = state.file("*");
+            let expected = format!(
+                "{} {fault}: restore it, or remove {} to get a new identity with a new fingerprint",
+                state.file(file).display(),
+                both.display()
+            );
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_or_of_another_key_is_refused() {
+        let state = StateDir::new("mismatch");
+        state.load().unwrap();
+        let foreign = generate_key().unwrap();
+        write_private(&state.file("key.pem"), &foreign.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        let error = state.load().err().unwrap().to_string();
+        assert!(error.contains("cert.pem is not the certificate of the key beside it"), "{error}");
+        fs::remove_file(state.file("key.pem")).unwrap();
+        let error = state.load().err().unwrap().to_string();
+        assert!(error.contains("key.pem is missing, its certificate is there"), "{error}");
+    }
+
+    #[test]
+    fn a_key_whose_certificate_was_never_written_gets_one() {
+        let state = StateDir::new("interrupted");
+        state.load().unwrap();
+        fs::remove_file(state.file("cert.pem")).unwrap();
+        let healed = state.load().unwrap();
+        assert_eq!(fingerprints(&state.load().unwrap()), fingerprints(&healed));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let state = StateDir::new("exposed");
+        state.load().unwrap();
+        fs::set_permissions(state.file("key.pem"), Permissions::from_mode(0o644)).unwrap();
+        let error = state.load().err().unwrap().to_string();
+        assert!(error.contains("can be read by others (mode 0644)"), "{error}");
+    }
+}
