@@ -39,8 +39,8 @@ pub enum DtlsError {
         path.display(), path.with_extension("").with_extension("*").display())]
     Damaged { path: PathBuf, fault: &'static str },
     /// Others than the owner can read the key.
-    #[error("{} can be read by others (mode {mode:04o}): make a new identity by removing it, or chmod 600 it",
-        path.display())]
+    #[error("{} can be read by others (mode {mode:04o}): chmod 600 it if nobody had it, otherwise remove {} to get a new \
+        identity with a new fingerprint", path.display(), path.with_extension("").with_extension("*").display())]
     Exposed { path: PathBuf, mode: u32 },
     /// `BoringSSL` refused, in its own words.
     #[error("BoringSSL: {0}")]
