@@ -1,2 +1,3 @@
 #![no_std]
 //! x
+pub mod counters;

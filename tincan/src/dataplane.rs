@@ -3,6 +3,8 @@
 //! The control loop talks to the engine in [`Command`]s; the engine answers with [`EngineEvent`]s. One worker thread
 //! owns the table and every DTLS session, so no frame waits for a lock.
 
+pub mod kernel;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::dtls::Session;
