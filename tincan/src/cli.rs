@@ -1,1 +1,99 @@
-//! placeholder
+//! The command line: `tincan daemon`, `tincan status`, `tincan call`.
+
+mod call;
+mod client;
+mod status;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::cli::client::Client;
+use crate::config::{DaemonOptions, LogControl, default_socket};
+
+/// A peer-to-peer overlay network.
+#[derive(Parser, Debug)]
+#[command(name = "tincan", version)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the daemon in the foreground, until SIGTERM or SIGINT
+    Daemon(DaemonOptions),
+    /// Show this node, its peers and their paths
+    Status {
+        #[command(flatten)]
+        target: Target,
+        /// Print the daemon's answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Call a method of the controller API: `tincan call trim_link uid=<40 hex digits>`
+    Call {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the method
+        method: String,
+        /// Its parameters
+        #[arg(value_name = "KEY=VALUE")]
+        parameters: Vec<String>,
+    },
+}
+
+/// Which daemon is meant.
+#[derive(Args, Debug)]
+struct Target {
+    /// Unix socket of the daemon [default: /run/tincan/<TAP>.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "tap")]
+    socket: Option<PathBuf>,
+    /// TAP of the daemon
+    #[arg(long, value_name = "NAME", default_value = "ipop")]
+    tap: String,
+}
+
+impl Target {
+    fn connect(self) -> anyhow::Result<Client> {
+        Client::connect(self.socket.unwrap_or_else(|| default_socket(&self.tap)))
+    }
+}
+
+/// Carries out the command line; an error is printed and makes exit status 1.
+#[must_use]
+pub fn run(line: CommandLine) -> ExitCode {
+    let result = match line.command {
+        Command::Daemon(options) => run_daemon(options),
+        Command::Status { target, json } => status::print(target.connect(), json),
+        Command::Call { target, method, parameters } => call::print(target.connect(), &method, &parameters),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tincan: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print the answer"),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn run_daemon(options: DaemonOptions) -> anyhow::Result<()> {
+    let config = options.resolve()?;
+    let log = LogControl::start(config.log)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(crate::daemon::run(config, log))
+}

@@ -1,1 +1,311 @@
-//! placeholder
+//! The daemon's options: defaults, under a TOML file, under flags.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::wire::fingerprint::FingerprintKind;
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "/etc/tincan/tincan.toml";
+
+/// Longest interface name (`IFNAMSIZ` less the final zero).
+const LONGEST_INTERFACE_NAME: usize = 15;
+
+/// Everything the daemon can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// UDP port of the 2014 controller API.
+    pub rpc_port: u16,
+    /// Addresses it listens on.
+    pub rpc_addresses: Vec<IpAddr>,
+    /// The Unix socket with JSON-RPC 2.0.
+    pub socket: PathBuf,
+    /// Name of the TAP device.
+    pub tap: String,
+    /// MTU of the TAP in bytes.
+    pub mtu: u16,
+    /// Where the certificate key is kept.
+    pub state_dir: PathBuf,
+    /// How much is logged.
+    pub log: LogLevel,
+    /// UDP port of secured links; 0 lets the kernel choose.
+    pub secured_port: u16,
+    /// UDP port of plain links; 0 lets the kernel choose.
+    pub plain_port: u16,
+    /// Whether kernel programs are used.
+    pub fast_path: FastPath,
+    /// Digest of certificate fingerprints.
+    pub fingerprint: FingerprintKind,
+    /// Make a new certificate at every start.
+    pub fresh_certificate: bool,
+    /// Let `set_cb_endpoint` name another host.
+    pub allow_remote_controller: bool,
+}
+
+/// Use of the kernel engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPath {
+    /// Where the host allows it.
+    #[default]
+    Auto,
+    /// Or the daemon does not start.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What needs someone.
+    Error,
+    /// Links up and down, logins.
+    #[default]
+    Info,
+    /// Odd but handled.
+    Debug,
+    /// Every packet.
+    Trace,
+}
+
+/// The options of `tincan daemon`; what is not given comes from the file, then from the defaults.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct DaemonOptions {
+    /// TOML file with the same names [default: /etc/tincan/tincan.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// UDP port of the 2014 controller API [default: 5800]
+    #[arg(long, value_name = "PORT")]
+    pub rpc_port: Option<u16>,
+    /// Address the controller API listens on; may be given twice [default: 127.0.0.1 and ::1]
+    #[arg(long = "rpc-address", value_name = "ADDRESS")]
+    pub rpc_addresses: Option<Vec<IpAddr>>,
+    /// Unix socket with JSON-RPC 2.0 [default: /run/tincan/<TAP>.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Name of the TAP device [default: ipop]
+    #[arg(long, value_name = "NAME")]
+    pub tap: Option<String>,
+    /// MTU of the TAP in bytes, 1280 to 9000 [default: 1280]
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u16>,
+    /// Where the certificate key is kept [default: /var/lib/tincan/<TAP>]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How much is logged [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<LogLevel>,
+    /// Uplink UDP port of secured links, 0 = any [default: 0]
+    #[arg(long, value_name = "PORT")]
+    pub secured_port: Option<u16>,
+    /// Uplink UDP port of plain links, 0 = any [default: 0]
+    #[arg(long, value_name = "PORT")]
+    pub plain_port: Option<u16>,
+    /// Use of kernel programs [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub fast_path: Option<FastPath>,
+    /// Digest of certificate fingerprints; sha1 only where every node of a network must have 2014's [default: sha256]
+    #[arg(long, value_name = "DIGEST")]
+    pub fingerprint: Option<Digest>,
+    /// Make a new certificate at every start, as in 2014
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub fresh_certificate: Option<bool>,
+    /// Let set_cb_endpoint name another host: frames and notifications then leave this one
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub allow_remote_controller: Option<bool>,
+}
+
+/// A fingerprint's digest, as an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Digest {
+    /// 95 characters.
+    Sha256,
+    /// 59 characters.
+    Sha1,
+}
+
+impl DaemonOptions {
+    /// Flags over file over defaults, checked.
+    pub fn resolve(self) -> anyhow::Result<DaemonConfig> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
+            None => Self::default(),
+        };
+        self.over(file).checked()
+    }
+
+    fn over(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            rpc_port: self.rpc_port.or(file.rpc_port),
+            rpc_addresses: self.rpc_addresses.or(file.rpc_addresses),
+            socket: self.socket.or(file.socket),
+            tap: self.tap.or(file.tap),
+            mtu: self.mtu.or(file.mtu),
+            state_dir: self.state_dir.or(file.state_dir),
+            log: self.log.or(file.log),
+            secured_port: self.secured_port.or(file.secured_port),
+            plain_port: self.plain_port.or(file.plain_port),
+            fast_path: self.fast_path.or(file.fast_path),
+            fingerprint: self.fingerprint.or(file.fingerprint),
+            fresh_certificate: self.fresh_certificate.or(file.fresh_certificate),
+            allow_remote_controller: self.allow_remote_controller.or(file.allow_remote_controller),
+        }
+    }
+
+    fn checked(self) -> anyhow::Result<DaemonConfig> {
+        let tap = self.tap.unwrap_or_else(|| "ipop".to_owned());
+        check_interface_name(&tap)?;
+        let mtu = self.mtu.unwrap_or(1280);
+        anyhow::ensure!((1280..=9000).contains(&mtu), "mtu is {mtu}: give 1280 (IPv6's minimum) to 9000 bytes");
+        let (secured_port, plain_port) = (self.secured_port.unwrap_or(0), self.plain_port.unwrap_or(0));
+        anyhow::ensure!(
+            secured_port == 0 || secured_port != plain_port,
+            "secured-port and plain-port are both {secured_port}: they must differ"
+        );
+        Ok(DaemonConfig {
+            rpc_port: self.rpc_port.unwrap_or(5800),
+            rpc_addresses: self
+                .rpc_addresses
+                .unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]),
+            socket: self.socket.unwrap_or_else(|| default_socket(&tap)),
+            mtu,
+            state_dir: self.state_dir.unwrap_or_else(|| Path::new("/var/lib/tincan").join(&tap)),
+            tap,
+            log: self.log.unwrap_or_default(),
+            secured_port,
+            plain_port,
+            fast_path: self.fast_path.unwrap_or_default(),
+            fingerprint: match self.fingerprint {
+                None | Some(Digest::Sha256) => FingerprintKind::Sha256,
+                Some(Digest::Sha1) => FingerprintKind::Sha1,
+            },
+            fresh_certificate: self.fresh_certificate.unwrap_or(false),
+            allow_remote_controller: self.allow_remote_controller.unwrap_or(false),
+        })
+    }
+}
+
+/// Where the daemon of a TAP listens unless told otherwise.
+#[must_use]
+pub fn default_socket(tap: &str) -> PathBuf {
+    Path::new("/run/tincan").join(format!("{tap}.sock"))
+}
+
+fn check_interface_name(name: &str) -> anyhow::Result<()> {
+    let fits = (1..=LONGEST_INTERFACE_NAME).contains(&name.len());
+    let readable = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+    anyhow::ensure!(
+        fits && readable && name != "." && name != ".." && name != "lo",
+        "{name:?} is no name for a TAP: give 1 to {LONGEST_INTERFACE_NAME} printable characters without / : %"
+    );
+    Ok(())
+}
+
+fn read_file(path: &Path) -> anyhow::Result<DaemonOptions> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a tincan configuration", path.display()))
+}
+
+/// Changes what is logged while the daemon runs.
+#[derive(Clone)]
+pub struct LogControl {
+    handle: reload::Handle<LevelFilter, tracing_subscriber::Registry>,
+}
+
+impl LogControl {
+    /// Sends logs to standard error from now on.
+    pub fn start(level: LogLevel) -> anyhow::Result<Self> {
+        use tracing_subscriber::layer::SubscriberExt as _;
+        let (filter, handle) = reload::Layer::new(filter_of(level));
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        tracing_subscriber::registry().with(filter).with(lines).try_init().context("logs cannot be set up")?;
+        Ok(Self { handle })
+    }
+
+    /// `set_logging`: 0 none, 1 errors, 2 info, 3 everything.
+    pub fn set(&self, level: u8) {
+        let level = match level {
+            0 => LogLevel::Off,
+            1 => LogLevel::Error,
+            2 => LogLevel::Info,
+            _ => LogLevel::Trace,
+        };
+        if let Err(error) = self.handle.reload(filter_of(level)) {
+            tracing::debug!(%error, "log level not changed");
+        }
+    }
+}
+
+fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> DaemonOptions {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn without_file_and_flags_the_daemon_is_the_one_of_2014_but_safe() {
+        let config = DaemonOptions::default().checked().unwrap();
+        assert_eq!((config.rpc_port, config.tap.as_str(), config.mtu), (5800, "ipop", 1280));
+        assert_eq!(config.socket, Path::new("/run/tincan/ipop.sock"));
+        assert_eq!(config.fingerprint, FingerprintKind::Sha256);
+        assert!(!config.allow_remote_controller);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let flags = DaemonOptions { rpc_port: Some(6000), ..DaemonOptions::default() };
+        let config = flags.over(file("rpc-port = 7000\ntap = \"blue\"\nlog = \"error\"")).checked().unwrap();
+        assert_eq!((config.rpc_port, config.tap.as_str(), config.log), (6000, "blue", LogLevel::Error));
+        assert_eq!(config.socket, Path::new("/run/tincan/blue.sock"));
+        assert_eq!(config.state_dir, Path::new("/var/lib/tincan/blue"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = toml::from_str::<DaemonOptions>("rcp-port = 7000").unwrap_err();
+        assert!(error.to_string().contains("rcp-port"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for text in [
+            "mtu = 1279",
+            "mtu = 9001",
+            "tap = \"\"",
+            "tap = \"a name too long\"",
+            "tap = \"a/b\"",
+            "tap = \"lo\"",
+            "secured-port = 4000\nplain-port = 4000",
+        ] {
+            assert!(file(text).checked().is_err(), "{text}");
+        }
+    }
+}

@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use tincan::edge::ice::IceCommand;
-use tincan::edge::rpc::Answer;
 use tincan::link::{LinkId, PortKind, Role, Security, Traffic};
 use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, TrafficSource};
+use tincan::wire::answer::Answer;
 use tincan::wire::fingerprint::{Fingerprint, FingerprintKind};
 use tincan::wire::request::{CreateLink, LocalIp, Overlay, RemoteIp, Request, Secret};
 use tincan::wire::uid::Uid;

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use crate::edge::ice::IceCommand;
-use crate::edge::rpc::Answer;
 use crate::link::{LinkId, Role, Security};
 use crate::node::link::{Link, LinkParameters};
 use crate::node::{LinkProtection, Local, MAX_LINKS, MAX_PEERS, Node, Output, Service, TrafficSource};
+use crate::wire::answer::Answer;
 use crate::wire::candidate::parse_cas;
 use crate::wire::fingerprint::{Fingerprint, FingerprintKind};
 use crate::wire::request::{CreateLink, LocalIp, RemoteIp, Request};

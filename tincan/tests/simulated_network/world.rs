@@ -7,9 +7,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tincan::edge::ice::{IceCommand, IceEvent, SelectedPair};
-use tincan::edge::rpc::Answer;
 use tincan::link::{CandidateKind, LinkId, Path, Security, Traffic};
 use tincan::node::{LinkProtection, Node, Output, TrafficSource};
+use tincan::wire::answer::Answer;
 use tincan::wire::candidate::Candidate;
 use tincan::wire::fingerprint::Fingerprint;
 use tincan::wire::notification::{LinkStatus, Notification};

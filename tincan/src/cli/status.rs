@@ -1,0 +1,163 @@
+//! `tincan status`: the node, its peers and their paths, for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::cli::client::Client;
+
+/// Digits of a uid that tell peers apart well enough for people.
+const SHORT_UID: usize = 8;
+
+const NO_IDENTITY: &str = "This node has no identity yet: start a controller, or give it one with
+  tincan call set_local_ip uid=<40 hex digits> ip4=172.31.0.100 ip4_mask=24 ip6=fd50::100 ip6_mask=64
+";
+
+const NO_PEERS: &str = "No peers yet: a controller adds them, or make a link with
+  tincan call create_link uid=<peer's uid> fpr=<peer's fingerprint> sec=true overlay_id=0
+  tincan call set_remote_ip uid=<peer's uid> ip4=<its address> ip6=<its address>
+";
+
+/// The daemon's answer, as far as people see it; what an older daemon does not say is empty.
+#[derive(Debug, Deserialize)]
+struct Status {
+    local_state: Local,
+    peers: Vec<Peer>,
+    #[serde(default)]
+    counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Local {
+    #[serde(rename = "_uid")]
+    uid: String,
+    #[serde(rename = "_ip4")]
+    ip4: String,
+    #[serde(rename = "_ip6")]
+    ip6: String,
+    #[serde(rename = "_fpr")]
+    fingerprint: String,
+    #[serde(rename = "_mac")]
+    mac: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Peer {
+    uid: String,
+    ip4: Option<String>,
+    status: String,
+    /// Only with a link, as everything below.
+    phase: Option<String>,
+    reason: String,
+    security: String,
+    engine: String,
+    setup_ms: Option<u64>,
+    path: Option<Path>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Path {
+    local_addr: String,
+    local_kind: String,
+    remote_addr: String,
+    remote_kind: String,
+    rtt_us: Option<u64>,
+    sent_bytes: u64,
+    received_bytes: u64,
+    sent_frames: u64,
+    received_frames: u64,
+    dropped: u64,
+}
+
+/// Asks for the status and prints it.
+pub(super) fn print(client: anyhow::Result<Client>, json: bool) -> anyhow::Result<()> {
+    let answer = client?.call("status", &Map::new())?;
+    if json { super::print(&format!("{answer:#}\n")) } else { super::print(&render(answer)?) }
+}
+
+fn render(answer: Value) -> anyhow::Result<String> {
+    let Status { local_state, peers, counters } =
+        serde_json::from_value(answer).context("this daemon's status is of another version: try --json")?;
+    let mut text = String::new();
+    write_local(&mut text, &local_state)?;
+    write_peers(&mut text, &peers)?;
+    write_counters(&mut text, &counters)?;
+    Ok(text)
+}
+
+fn write_local(text: &mut String, local: &Local) -> std::fmt::Result {
+    let Local { uid, ip4, ip6, fingerprint, mac } = local;
+    if uid.is_empty() {
+        text.push_str(NO_IDENTITY);
+    } else {
+        writeln!(text, "node         {uid}")?;
+        writeln!(text, "addresses    {ip4}  {ip6}")?;
+        writeln!(text, "fingerprint  {fingerprint}")?;
+    }
+    writeln!(text, "TAP          {mac}")
+}
+
+fn write_peers(text: &mut String, peers: &[Peer]) -> std::fmt::Result {
+    text.push('\n');
+    if peers.is_empty() {
+        text.push_str(NO_PEERS);
+        return Ok(());
+    }
+    let online = peers.iter().filter(|peer| peer.status == "online").count();
+    writeln!(text, "peers        {}, online {online}", peers.len())?;
+    peers.iter().try_for_each(|peer| write_peer(text, peer))
+}
+
+fn write_peer(text: &mut String, peer: &Peer) -> std::fmt::Result {
+    let Peer { uid, ip4, status, phase, reason, security, engine, setup_ms, path } = peer;
+    let short = uid.get(..SHORT_UID).unwrap_or(uid);
+    write!(text, "\n{short}  {}  {status}", ip4.as_deref().unwrap_or("no address (set_remote_ip)"))?;
+    let Some(phase) = phase else {
+        return writeln!(text, "\n          no link: its controller or ours has not called create_link");
+    };
+    if phase != status {
+        write!(text, " ({phase})")?;
+    }
+    text.push('\n');
+    if !reason.is_empty() {
+        writeln!(text, "          {reason}")?;
+    }
+    if let Some(Path { local_addr, local_kind, remote_addr, remote_kind, .. }) = path {
+        let (local_kind, remote_kind) = (kind_for_people(local_kind), kind_for_people(remote_kind));
+        writeln!(text, "          {local_kind} {local_addr} -> {remote_kind} {remote_addr}")?;
+    }
+    write!(text, "          security {security}, engine {engine}")?;
+    if let Some(rtt) = path.as_ref().and_then(|path| path.rtt_us) {
+        write!(text, ", RTT {}.{} ms", rtt / 1000, rtt % 1000 / 100)?;
+    }
+    if let Some(setup) = setup_ms {
+        write!(text, ", set up in {setup} ms")?;
+    }
+    text.push('\n');
+    path.as_ref().map_or(Ok(()), |path| write_traffic(text, path))
+}
+
+fn write_traffic(text: &mut String, path: &Path) -> std::fmt::Result {
+    let Path { sent_bytes, received_bytes, sent_frames, received_frames, dropped, .. } = path;
+    writeln!(
+        text,
+        "          sent {sent_bytes} bytes, {sent_frames} frames; received {received_bytes} bytes, {received_frames} \
+         frames; dropped {dropped}"
+    )
+}
+
+/// The wire calls a host candidate `local`.
+fn kind_for_people(kind: &str) -> &str {
+    if kind == "local" { "host" } else { kind }
+}
+
+fn write_counters(text: &mut String, counters: &BTreeMap<String, u64>) -> std::fmt::Result {
+    let counted: Vec<_> = counters.iter().filter(|(_, count)| **count != 0).collect();
+    let Some(widest) = counted.iter().map(|(name, _)| name.len()).max() else { return Ok(()) };
+    text.push_str("\ncounters\n");
+    counted.iter().try_for_each(|(name, count)| writeln!(text, "  {name:widest$}  {count}"))
+}
