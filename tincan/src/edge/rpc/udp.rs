@@ -1,17 +1,22 @@
 //! The 2014 UDP door: control datagrams and frames of a controller on this host.
 //!
-//! A reply leaves by the socket of its destination's family, so it always comes from the RPC port. Nothing here waits: a
-//! datagram that cannot be sent at once is counted.
+//! A reply leaves by the socket of its destination's family, so it comes from the address and port that were called.
+//! Sending never waits: a datagram that cannot be sent at once is counted. What the daemon's loop has not yet read stays
+//! in the kernel's buffer, which drops what does not fit.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
-use anyhow::Context;
 use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
 
 use crate::wire::answer::Answer;
 use crate::wire::control::{
@@ -23,11 +28,11 @@ use crate::wire::request::Request;
 use crate::wire::state::State;
 use crate::wire::uid::Uid;
 
-/// Longest datagram of the controllers (their `buf_size` is 65507).
+/// More than the longest UDP payload: 65507 bytes over IPv4, 65527 over IPv6.
 const LONGEST: usize = 65_536;
 
-/// Datagrams that may wait for the daemon's loop; the kernel's buffer holds the rest.
-const WAITING: usize = 64;
+/// Asked of the kernel, which caps it at `net.core.rmem_max`: some of the longest datagrams.
+const RECEIVE_BUFFER: usize = 8 * LONGEST;
 
 /// What came in through the door.
 #[derive(Debug)]
@@ -64,6 +69,7 @@ struct Counters {
     malformed: AtomicU64,
     refused_parameters: AtomicU64,
     foreign_sources: AtomicU64,
+    receive_errors: AtomicU64,
     unsent: AtomicU64,
 }
 
@@ -71,39 +77,38 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The bound sockets and their readers.
+/// The bound sockets.
 #[derive(Debug)]
 pub struct UdpDoor {
-    sockets: Vec<Arc<UdpSocket>>,
-    inbox: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+    sockets: Vec<UdpSocket>,
+    /// The socket that was read last: the others come first next time.
+    last: usize,
+    buffer: Box<[u8]>,
     counters: Counters,
 }
 
 impl UdpDoor {
-    /// Binds every address that this host has; at least one must work.
+    /// Binds every address that this host has; at least one must work, and none may be in use.
     pub fn bind(addresses: &[IpAddr], port: u16) -> anyhow::Result<Self> {
         let mut sockets = Vec::new();
-        let mut failures = Vec::new();
         for address in addresses {
             match bind(SocketAddr::new(*address, port)) {
-                Ok(socket) => sockets.push(Arc::new(socket)),
-                Err(error) => failures.push(format!("{address}: {error}")),
+                Ok(socket) => sockets.push(socket),
+                Err(error) if is_missing(&error) => {
+                    tracing::info!(%address, port, %error, "this host lacks an address for controllers");
+                }
+                Err(error) => anyhow::bail!(
+                    "cannot bind {} for controllers: {error}: is another daemon running? choose another port with \
+                     --rpc-port",
+                    SocketAddr::new(*address, port)
+                ),
             }
         }
         anyhow::ensure!(
             !sockets.is_empty(),
-            "cannot bind UDP port {port} for controllers ({}): is another daemon running? choose another port with \
-             --rpc-port",
-            failures.join(", ")
+            "this host has none of the addresses for controllers, {addresses:?}: choose another with --rpc-address"
         );
-        for failure in &failures {
-            tracing::info!(port, failure, "controllers cannot use this address");
-        }
-        let (sender, inbox) = mpsc::channel(WAITING);
-        for socket in &sockets {
-            tokio::spawn(read(socket.clone(), sender.clone()));
-        }
-        Ok(Self { sockets, inbox, counters: Counters::default() })
+        Ok(Self { sockets, last: 0, buffer: vec![0; LONGEST].into(), counters: Counters::default() })
     }
 
     /// The addresses that are bound.
@@ -112,21 +117,42 @@ impl UdpDoor {
         self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
     }
 
-    /// The next call or frame. Anything malformed is counted here; only a JSON error is answered (2014).
+    /// The next call or frame; dropping the future loses nothing. Anything malformed is counted here; only a JSON error
+    /// is answered (2014).
     pub async fn recv(&mut self) -> UdpInput {
         loop {
-            let Some((from, datagram)) = self.inbox.recv().await else { std::future::pending().await };
-            if !from.ip().to_canonical().is_loopback() {
-                count(&self.counters.foreign_sources);
+            let Ok((from, len)) = self.receive().await else {
+                count(&self.counters.receive_errors);
                 continue;
-            }
-            if let Some(input) = self.read_datagram(from, &datagram) {
+            };
+            if let Some(input) = self.read_datagram(from, &self.buffer[..len]) {
                 return input;
             }
         }
     }
 
+    /// Fills `buffer` from whichever socket has something, in turn.
+    async fn receive(&mut self) -> io::Result<(SocketAddr, usize)> {
+        let Self { sockets, last, buffer, counters: _ } = self;
+        poll_fn(|context| {
+            for step in 1..=sockets.len() {
+                let index = (*last + step) % sockets.len();
+                let mut space = ReadBuf::new(buffer);
+                if let Poll::Ready(received) = sockets[index].poll_recv_from(context, &mut space) {
+                    *last = index;
+                    return Poll::Ready(received.map(|from| (from, space.filled().len())));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     fn read_datagram(&self, from: SocketAddr, datagram: &[u8]) -> Option<UdpInput> {
+        if !from.ip().is_loopback() {
+            count(&self.counters.foreign_sources);
+            return None;
+        }
         match decode_datagram(datagram) {
             Ok(Datagram::Control(json)) => self.read_call(from, &json),
             Ok(Datagram::Packet { source, destination, frame }) => {
@@ -187,13 +213,15 @@ impl UdpDoor {
     /// What the door counted, by name.
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let Counters { calls, frames, malformed, refused_parameters, foreign_sources, unsent } = &self.counters;
+        let Counters { calls, frames, malformed, refused_parameters, foreign_sources, receive_errors, unsent } =
+            &self.counters;
         [
             ("calls", calls),
             ("frames", frames),
             ("malformed", malformed),
             ("refused_parameters", refused_parameters),
             ("foreign_sources", foreign_sources),
+            ("receive_errors", receive_errors),
             ("unsent", unsent),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
@@ -201,33 +229,40 @@ impl UdpDoor {
     }
 
     fn send(&self, to: SocketAddr, datagram: &[u8]) {
-        let socket =
-            self.sockets.iter().find(|socket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == to.is_ipv4()));
-        let sent = socket.is_some_and(|socket| socket.try_send_to(datagram, to).is_ok());
-        if !sent {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let own = |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == to.is_ipv4());
+        let sent = match self.sockets.iter().find(own) {
+            // Not by tokio's `try_send_to`, which refuses until the runtime has seen the socket writable once.
+            Some(socket) if to.ip().is_loopback() => SockRef::from(socket).send_to(datagram, &to.into()),
+            _ => send_off_loopback(to, datagram),
+        };
+        if let Err(error) = sent {
             count(&self.counters.unsent);
+            tracing::debug!(%to, len = datagram.len(), %error, "datagram to a controller not sent");
         }
     }
 }
 
-fn bind(address: SocketAddr) -> anyhow::Result<UdpSocket> {
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket.set_recv_buffer_size(LONGEST * 4).context("receive buffer")?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind(&address.into())?;
-    Ok(UdpSocket::from_std(socket.into())?)
+    UdpSocket::from_std(socket.into())
 }
 
-async fn read(socket: Arc<UdpSocket>, inbox: mpsc::Sender<(SocketAddr, Vec<u8>)>) {
-    let mut buffer = vec![0; LONGEST];
-    loop {
-        // An error here is a late ICMP "port unreachable" of a controller that went away: the socket stays good.
-        let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
-        if inbox.send((from, buffer[..len].to_vec())).await.is_err() {
-            return;
-        }
-    }
+/// Whether the host has no such address or no such family.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+/// To a callback endpoint off this host: a socket bound to loopback cannot reach it, so an unbound one is used.
+fn send_off_loopback(to: SocketAddr, datagram: &[u8]) -> io::Result<usize> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.send_to(datagram, to)
 }

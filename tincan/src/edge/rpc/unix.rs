@@ -2,15 +2,21 @@
 //!
 //! Each connection is a task that sends one call at a time to the daemon's loop, so answers keep the order of the calls.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::{self, RpcCall, RpcError, RpcFailure, RpcMethod};
@@ -24,6 +30,9 @@ const MAX_LINE: usize = 256 * 1024;
 
 /// Calls that may wait for the daemon's loop.
 const WAITING: usize = 64;
+
+/// Rest after a failed accept: out of descriptors, it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A call that waits for its reply.
 #[derive(Debug)]
@@ -61,6 +70,7 @@ pub enum Reply {
 pub struct UnixDoor {
     path: PathBuf,
     inbox: mpsc::Receiver<UnixCall>,
+    acceptor: AbortHandle,
 }
 
 impl UnixDoor {
@@ -79,8 +89,8 @@ impl UnixDoor {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot restrict {}", path.display()))?;
         let (sender, inbox) = mpsc::channel(WAITING);
-        tokio::spawn(accept(listener, sender));
-        Ok(Self { path: path.to_owned(), inbox })
+        let acceptor = tokio::spawn(accept(listener, sender)).abort_handle();
+        Ok(Self { path: path.to_owned(), inbox, acceptor })
     }
 
     /// The next call.
@@ -94,31 +104,44 @@ impl UnixDoor {
 
 impl Drop for UnixDoor {
     fn drop(&mut self) {
+        self.acceptor.abort();
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "socket file not removed");
         }
     }
 }
 
+/// Removes the socket file of a daemon that is gone, and nothing else: connecting to an ordinary file is refused, too.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let Ok(file) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    anyhow::ensure!(
+        file.file_type().is_socket(),
+        "{} exists and is no socket: choose another path with --socket",
+        path.display()
+    );
     match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))
+        }
         Ok(_) => anyhow::bail!(
             "a daemon is already listening at {}: stop it, or choose another --tap or --socket",
             path.display()
         ),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot tell whether a daemon is listening at {}", path.display()))
         }
-        Err(_) => Ok(()),
     }
 }
 
 async fn accept(listener: UnixListener, calls: mpsc::Sender<UnixCall>) {
     let own_user = nix::unistd::geteuid().as_raw();
-    let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own_user);
         if !allowed {
             tracing::info!("a local user without the right to it tried the control socket");
