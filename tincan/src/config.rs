@@ -90,10 +90,11 @@ pub struct DaemonOptions {
     /// UDP port of the 2014 controller API [default: 5800]
     #[arg(long, value_name = "PORT")]
     pub rpc_port: Option<u16>,
-    /// Address the controller API listens on; may be given twice [default: 127.0.0.1 and ::1]
+    /// Loopback address the controller API listens on, one of a family at most [default: both localhosts]
     #[arg(long = "rpc-address", value_name = "ADDRESS")]
+    #[serde(rename = "rpc-address")]
     pub rpc_addresses: Option<Vec<IpAddr>>,
-    /// Unix socket with JSON-RPC 2.0 [default: /run/tincan/<TAP>.sock]
+    /// Unix socket with JSON-RPC 2.0 [default: named after the TAP, in /run/tincan]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Name of the TAP device [default: ipop]
@@ -102,7 +103,7 @@ pub struct DaemonOptions {
     /// MTU of the TAP in bytes, 1280 to 9000 [default: 1280]
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
-    /// Where the certificate key is kept [default: /var/lib/tincan/<TAP>]
+    /// Where the certificate key is kept [default: named after the TAP, in /var/lib/tincan]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// How much is logged [default: info]
@@ -123,7 +124,7 @@ pub struct DaemonOptions {
     /// Make a new certificate at every start, as in 2014
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub fresh_certificate: Option<bool>,
-    /// Let set_cb_endpoint name another host: frames and notifications then leave this one
+    /// Let the callback endpoint be another host: frames and notifications then leave this one
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub allow_remote_controller: Option<bool>,
 }
@@ -174,15 +175,14 @@ impl DaemonOptions {
         let mtu = self.mtu.unwrap_or(1280);
         anyhow::ensure!((1280..=9000).contains(&mtu), "mtu is {mtu}: give 1280 (IPv6's minimum) to 9000 bytes");
         let (secured_port, plain_port) = (self.secured_port.unwrap_or(0), self.plain_port.unwrap_or(0));
-        anyhow::ensure!(
-            secured_port == 0 || secured_port != plain_port,
-            "secured-port and plain-port are both {secured_port}: they must differ"
-        );
+        let rpc_port = self.rpc_port.unwrap_or(5800);
+        check_ports([("rpc-port", rpc_port), ("secured-port", secured_port), ("plain-port", plain_port)])?;
+        let rpc_addresses =
+            self.rpc_addresses.unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+        check_rpc_addresses(&rpc_addresses)?;
         Ok(DaemonConfig {
-            rpc_port: self.rpc_port.unwrap_or(5800),
-            rpc_addresses: self
-                .rpc_addresses
-                .unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]),
+            rpc_port,
+            rpc_addresses,
             socket: self.socket.unwrap_or_else(|| default_socket(&tap)),
             mtu,
             state_dir: self.state_dir.unwrap_or_else(|| Path::new("/var/lib/tincan").join(&tap)),
@@ -214,6 +214,31 @@ fn check_interface_name(name: &str) -> anyhow::Result<()> {
         fits && readable && name != "." && name != ".." && name != "lo",
         "{name:?} is no name for a TAP: give 1 to {LONGEST_INTERFACE_NAME} printable characters without / : %"
     );
+    Ok(())
+}
+
+/// The uplink ports are bound on every address, so none may be the controllers'.
+fn check_ports(ports: [(&str, u16); 3]) -> anyhow::Result<()> {
+    for (index, (name, port)) in ports.iter().enumerate() {
+        let taken = ports[..index].iter().find(|(_, other)| *port != 0 && other == port);
+        if let Some((other, _)) = taken {
+            anyhow::bail!("{other} and {name} are both {port}: they must differ");
+        }
+    }
+    Ok(())
+}
+
+/// Only loopback, because calls carry passwords in clear; one of a family, because a reply must come from the address
+/// that was called.
+fn check_rpc_addresses(addresses: &[IpAddr]) -> anyhow::Result<()> {
+    let ip4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    anyhow::ensure!(
+        !addresses.is_empty() && ip4 <= 1 && addresses.len() - ip4 <= 1,
+        "give rpc-address once or twice: at most one IPv4 and one IPv6 address"
+    );
+    if let Some(address) = addresses.iter().find(|address| !address.is_loopback()) {
+        anyhow::bail!("rpc-address {address} is not a loopback address: give one of 127.0.0.0/8, or ::1");
+    }
     Ok(())
 }
 
@@ -264,6 +289,8 @@ fn filter_of(level: LogLevel) -> LevelFilter {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     fn file(text: &str) -> DaemonOptions {
@@ -289,9 +316,55 @@ mod tests {
     }
 
     #[test]
+    fn the_file_has_the_names_of_the_flags() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: DaemonOptions,
+        }
+        let flags = Line::parse_from([
+            "daemon",
+            "--rpc-address",
+            "127.0.0.2",
+            "--rpc-address",
+            "::1",
+            "--socket=/tmp/s",
+            "--mtu=1400",
+            "--state-dir=/tmp/d",
+            "--secured-port=4000",
+            "--plain-port=4001",
+            "--fast-path=off",
+            "--fingerprint=sha1",
+            "--fresh-certificate",
+            "--allow-remote-controller=false",
+        ]);
+        let file = file(
+            "rpc-address = [\"127.0.0.2\", \"::1\"]\nsocket = \"/tmp/s\"\nmtu = 1400\nstate-dir = \"/tmp/d\"\n\
+             secured-port = 4000\nplain-port = 4001\nfast-path = \"off\"\nfingerprint = \"sha1\"\n\
+             fresh-certificate = true\nallow-remote-controller = false",
+        );
+        let config = flags.options.checked().unwrap();
+        assert_eq!(config.rpc_addresses.len(), 2);
+        assert!(config.fresh_certificate && config.fast_path == FastPath::Off);
+        assert_eq!(config, file.checked().unwrap());
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = toml::from_str::<DaemonOptions>("rcp-port = 7000").unwrap_err();
         assert!(error.to_string().contains("rcp-port"), "{error}");
+    }
+
+    #[test]
+    fn the_log_level_follows_set_logging() {
+        let (_layer, handle) = reload::Layer::new(filter_of(LogLevel::Debug));
+        let log = LogControl { handle };
+        for (level, filter) in
+            [(0, LevelFilter::OFF), (1, LevelFilter::ERROR), (2, LevelFilter::INFO), (3, LevelFilter::TRACE)]
+        {
+            log.set(level);
+            assert_eq!(log.handle.clone_current(), Some(filter));
+        }
     }
 
     #[test]
@@ -304,6 +377,11 @@ mod tests {
             "tap = \"a/b\"",
             "tap = \"lo\"",
             "secured-port = 4000\nplain-port = 4000",
+            "plain-port = 5800",
+            "rpc-address = []",
+            "rpc-address = [\"0.0.0.0\"]",
+            "rpc-address = [\"127.0.0.1\", \"10.0.0.1\"]",
+            "rpc-address = [\"127.0.0.1\", \"127.0.0.2\"]",
         ] {
             assert!(file(text).checked().is_err(), "{text}");
         }
