@@ -34,7 +34,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Call a method of the controller API: `tincan call trim_link uid=<40 hex digits>`
+    /// Call a method of the controller API, as in: `tincan call set_logging logging=3`
     Call {
         #[command(flatten)]
         target: Target,
@@ -49,7 +49,7 @@ enum Command {
 /// Which daemon is meant.
 #[derive(Args, Debug)]
 struct Target {
-    /// Unix socket of the daemon [default: /run/tincan/<TAP>.sock]
+    /// Unix socket of the daemon [default: named after the TAP, in /run/tincan]
     #[arg(long, value_name = "PATH", conflicts_with = "tap")]
     socket: Option<PathBuf>,
     /// TAP of the daemon
@@ -96,4 +96,29 @@ fn run_daemon(options: DaemonOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(crate::daemon::run(config, log))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_daemon_is_named_by_its_tap_or_by_its_socket_but_not_by_both() {
+        let parse = |words: &[&str]| CommandLine::try_parse_from([&["tincan", "status"], words].concat());
+        for (words, socket, tap) in [
+            (&["--tap", "blue"][..], None, "blue"),
+            (&["--socket", "/tmp/s", "--json"], Some(PathBuf::from("/tmp/s")), "ipop"),
+        ] {
+            let Command::Status { target, .. } = parse(words).unwrap().command else { panic!("status was asked") };
+            assert_eq!((target.socket, target.tap.as_str()), (socket, tap));
+        }
+        assert!(parse(&["--tap", "blue", "--socket", "/tmp/s"]).is_err());
+    }
 }

@@ -161,3 +161,86 @@ fn write_counters(text: &mut String, counters: &BTreeMap<String, u64>) -> std::f
     text.push_str("\ncounters\n");
     counted.iter().try_for_each(|(name, count)| writeln!(text, "  {name:widest$}  {count}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const UID: &str = "27bfb1be555a4d5026464af41794985a046965ff";
+
+    fn answer(uid: &str, peers: &Value) -> Value {
+        let local = json!({"type": "local_state", "_uid": uid, "_ip4": "172.31.0.100", "_ip6": "fd50::1",
+                           "_fpr": "14:15", "_mac": "02:00:00:00:00:01"});
+        json!({"local_state": local, "peers": peers, "counters": {"calls": 12, "malformed": 0, "udp_frames": 3}})
+    }
+
+    #[test]
+    fn every_peer_shows_its_path_or_why_it_has_none() {
+        let online = json!({
+            "type": "peer_state", "uid": "c5158e6c1b708a72c6c28485f4b5856d841f1d28", "status": "online",
+            "ip4": "172.31.0.2", "ip6": "fd50::2", "security": "dtls", "setup_ms": 420, "phase": "online",
+            "reason": "relayed: no direct check was answered", "engine": "user", "path": {
+                "local_addr": "10.0.0.1:4000", "local_kind": "local", "remote_addr": "10.0.0.2:4000",
+                "remote_kind": "relay", "rtt_us": 1061, "sent_bytes": 1, "received_bytes": 2, "sent_frames": 3,
+                "received_frames": 4, "dropped": 5,
+            },
+        });
+        let checking = json!({
+            "uid": "d0158e6c1b708a72c6c28485f4b5856d841f1d28", "status": "offline", "ip4": "172.31.0.3",
+            "security": "none", "setup_ms": null, "phase": "checking", "reason": "no pair has answered yet",
+            "engine": "user", "path": null,
+        });
+        let linkless = json!({"uid": "e0158e6c1b708a72c6c28485f4b5856d841f1d28", "status": "offline"});
+        let expected = "\
+node         27bfb1be555a4d5026464af41794985a046965ff
+addresses    172.31.0.100  fd50::1
+fingerprint  14:15
+TAP          02:00:00:00:00:01
+
+peers        3, online 1
+
+c5158e6c  172.31.0.2  online
+          relayed: no direct check was answered
+          host 10.0.0.1:4000 -> relay 10.0.0.2:4000
+          security dtls, engine user, RTT 1.0 ms, set up in 420 ms
+          sent 1 bytes, 3 frames; received 2 bytes, 4 frames; dropped 5
+
+d0158e6c  172.31.0.3  offline (checking)
+          no pair has answered yet
+          security none, engine user
+
+e0158e6c  no address (set_remote_ip)  offline
+          no link: its controller or ours has not called create_link
+
+counters
+  calls       12
+  udp_frames  3
+";
+        assert_eq!(render(answer(UID, &json!([online, checking, linkless]))).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_node_without_identity_and_peers_says_what_to_do_next() {
+        let text = render(answer("", &json!([]))).unwrap();
+        assert!(text.contains("tincan call set_local_ip uid="), "{text}");
+        assert!(text.contains("tincan call create_link uid="), "{text}");
+    }
+
+    #[test]
+    fn what_the_codec_writes_is_understood() {
+        let local = crate::wire::state::LocalState {
+            uid: None,
+            ip4: String::new(),
+            ip6: String::new(),
+            fingerprint: String::new(),
+            mac: [0; 6],
+        };
+        let state = crate::wire::state::State { local, peers: Vec::new(), with_stats: true };
+        let line = crate::wire::json_rpc::status(&json!(1), &state, &[("calls", 1)]);
+        let mut answer: Value = serde_json::from_str(&line).unwrap();
+        assert!(render(answer["result"].take()).unwrap().contains("calls  1"));
+        assert!(render(json!({})).unwrap_err().to_string().contains("--json"));
+    }
+}
