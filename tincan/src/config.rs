@@ -56,7 +56,7 @@ pub enum FastPath {
     /// Where the host allows it.
     #[default]
     Auto,
-    /// Or the daemon does not start.
+    /// Always: where the host does not allow it, the daemon does not start.
     On,
     /// Never.
     Off,
@@ -122,10 +122,10 @@ pub struct DaemonOptions {
     #[arg(long, value_name = "DIGEST")]
     pub fingerprint: Option<Digest>,
     /// Make a new certificate at every start, as in 2014
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub fresh_certificate: Option<bool>,
     /// Let the callback endpoint be another host: frames and notifications then leave this one
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_remote_controller: Option<bool>,
 }
 
