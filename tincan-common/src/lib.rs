@@ -1,3 +1,7 @@
+//! What the kernel programs and user space agree on, each thing once.
+
 #![no_std]
-//! x
+
 pub mod counters;
+pub mod frame;
+pub mod verdict;

@@ -3,10 +3,22 @@
 //! The control loop talks to the engine in [`Command`]s; the engine answers with [`EngineEvent`]s. One worker thread
 //! owns the table and every DTLS session, so no frame waits for a lock.
 
+pub mod checksum;
+pub mod engine;
+pub mod gro;
+pub mod gso;
 pub mod kernel;
+mod packet;
+pub mod port;
+#[cfg(test)]
+mod samples;
+pub mod table;
+pub mod vnet;
+mod worker;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::dataplane::table::Local;
 use crate::dtls::Session;
 use crate::link::{FlowKey, LinkId, Path, PortKind};
 use crate::wire::uid::Uid;
@@ -14,13 +26,15 @@ use crate::wire::uid::Uid;
 /// What the control loop tells the engine.
 pub enum Command {
     /// `set_local_ip`: own identity and addresses.
-    SetLocal { uid: Uid, ip4: Ipv4Addr, ip4_prefix: u8, ip6: Ipv6Addr, router_prefix: u8 },
+    SetLocal(Local),
     /// `set_switchmode`.
     SetSwitchMode { enabled: bool },
     /// `set_remote_ip`: inner addresses of a peer. They stay when its link goes.
     MapPeer { uid: Uid, ip4: Ipv4Addr, ip6: Ipv6Addr },
     /// A link exists; frames for it wait in a bounded queue until it forwards.
     AddLink { link: LinkId, uid: Uid, protection: Protection },
+    /// The 24-bit tag the peer of a plain link wants in frames to it.
+    SetSendTag { link: LinkId, tag: u32 },
     /// ICE validated a path; a DTLS session starts its handshake on the first one and moves to later ones.
     SetPath { link: LinkId, path: Path },
     /// Frames flow (`true`) or are dropped because the peer does not answer (`false`).
@@ -37,10 +51,8 @@ pub enum Protection {
     Dtls(Box<Session>),
     /// Frames in the clear.
     Plain {
-        /// The 24-bit tag the peer wants in frames to it.
-        send_vni: u32,
         /// The 24-bit tag we asked the peer to use.
-        receive_vni: u32,
+        receive_tag: u32,
     },
 }
 
@@ -48,7 +60,7 @@ pub enum Protection {
 #[derive(Debug)]
 pub enum EngineEvent {
     /// A datagram that is not data: STUN (RFC 8489), or TURN traffic of a server (RFC 8656). `channel` is set when it
-    /// came as ChannelData, whose header is already off `payload`.
+    /// came as `ChannelData`, whose header is already off `payload`.
     Control { flow: FlowKey, to: Option<std::net::IpAddr>, payload: Vec<u8> },
     /// The DTLS handshake ended well: both fingerprints are right.
     Established { link: LinkId },
@@ -64,7 +76,7 @@ pub enum EngineEvent {
 
 /// Receives datagrams that belong on a port; used by ICE for STUN and TURN.
 pub trait Transmit: Send + Sync {
-    /// Sends one datagram straight to `path.remote` (a relay hop is prefixed as ChannelData). Failures are counted, not
+    /// Sends one datagram straight to `path.remote` (a relay hop is prefixed as `ChannelData`). Failures are counted, not
     /// reported: UDP promises nothing.
     fn transmit(&self, port: PortKind, path: &Path, payload: &[u8]);
 }

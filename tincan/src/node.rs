@@ -159,7 +159,7 @@ impl Node {
         let jitter = self.next_random();
         self.with_link(uid, |link, outputs| match event {
             IceEvent::Gathered { link: _, candidates, problems } => {
-                link.handle_gathered(now, own, candidates, problems, outputs);
+                link.handle_gathered(now, own, &candidates, problems, outputs);
             }
             IceEvent::Selected { link: _, generation, pair } => link.handle_selected(now, generation, pair, outputs),
             IceEvent::Disconnected { link: _, generation } => {

@@ -25,9 +25,20 @@ const NO_PEERS: &str = "No peers yet: a controller adds them, or make a link wit
 #[derive(Debug, Deserialize)]
 struct Status {
     local_state: Local,
+    #[serde(default)]
+    host: Host,
     peers: Vec<Peer>,
     #[serde(default)]
     counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Host {
+    tap: String,
+    secured_port: u16,
+    plain_port: u16,
+    fast_path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,16 +91,16 @@ pub(super) fn print(client: anyhow::Result<Client>, json: bool) -> anyhow::Resul
 }
 
 fn render(answer: Value) -> anyhow::Result<String> {
-    let Status { local_state, peers, counters } =
+    let Status { local_state, host, peers, counters } =
         serde_json::from_value(answer).context("this daemon's status is of another version: try --json")?;
     let mut text = String::new();
-    write_local(&mut text, &local_state)?;
+    write_local(&mut text, &local_state, &host)?;
     write_peers(&mut text, &peers)?;
     write_counters(&mut text, &counters)?;
     Ok(text)
 }
 
-fn write_local(text: &mut String, local: &Local) -> std::fmt::Result {
+fn write_local(text: &mut String, local: &Local, host: &Host) -> std::fmt::Result {
     let Local { uid, ip4, ip6, fingerprint, mac } = local;
     if uid.is_empty() {
         text.push_str(NO_IDENTITY);
@@ -98,7 +109,10 @@ fn write_local(text: &mut String, local: &Local) -> std::fmt::Result {
         writeln!(text, "addresses    {ip4}  {ip6}")?;
         writeln!(text, "fingerprint  {fingerprint}")?;
     }
-    writeln!(text, "TAP          {mac}")
+    let Host { tap, secured_port, plain_port, fast_path } = host;
+    writeln!(text, "TAP          {tap}  {mac}")?;
+    writeln!(text, "UDP ports    {secured_port} secured links, {plain_port} plain links")?;
+    writeln!(text, "fast path    {fast_path}")
 }
 
 fn write_peers(text: &mut String, peers: &[Peer]) -> std::fmt::Result {
@@ -173,7 +187,8 @@ mod tests {
     fn answer(uid: &str, peers: &Value) -> Value {
         let local = json!({"type": "local_state", "_uid": uid, "_ip4": "172.31.0.100", "_ip6": "fd50::1",
                            "_fpr": "14:15", "_mac": "02:00:00:00:00:01"});
-        json!({"local_state": local, "peers": peers, "counters": {"calls": 12, "malformed": 0, "udp_frames": 3}})
+        let host = json!({"tap": "ipop", "secured_port": 4000, "plain_port": 4001, "fast_path": "attached"});
+        json!({"local_state": local, "host": host, "peers": peers, "counters": {"calls": 12, "malformed": 0, "udp_frames": 3}})
     }
 
     #[test]
@@ -197,7 +212,9 @@ mod tests {
 node         27bfb1be555a4d5026464af41794985a046965ff
 addresses    172.31.0.100  fd50::1
 fingerprint  14:15
-TAP          02:00:00:00:00:01
+TAP          ipop  02:00:00:00:00:01
+UDP ports    4000 secured links, 4001 plain links
+fast path    attached
 
 peers        3, online 1
 
@@ -238,7 +255,13 @@ counters
             mac: [0; 6],
         };
         let state = crate::wire::state::State { local, peers: Vec::new(), with_stats: true };
-        let line = crate::wire::json_rpc::status(&json!(1), &state, &[("calls", 1)]);
+        let host = crate::wire::state::HostState {
+            tap: "ipop".to_owned(),
+            secured_port: 1,
+            plain_port: 2,
+            fast_path: "off".to_owned(),
+        };
+        let line = crate::wire::json_rpc::status(&json!(1), &state, &host, &[("calls", 1)]);
         let mut answer: Value = serde_json::from_str(&line).unwrap();
         assert!(render(answer["result"].take()).unwrap().contains("calls  1"));
         assert!(render(json!({})).unwrap_err().to_string().contains("--json"));

@@ -1,1 +1,152 @@
-//! placeholder
+//! The TAP device: Ethernet frames of this host, each behind a vnet header, segmentation left to us.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use anyhow::{Context, bail};
+use nix::net::if_::if_nametoindex;
+
+/// `TUN_F_*` of `linux/if_tun.h`: what the kernel may leave undone in frames it hands out, and accepts undone.
+const CHECKSUM: libc::c_ulong = 0x01;
+const TSO4: libc::c_ulong = 0x02;
+const TSO6: libc::c_ulong = 0x04;
+const TSO_ECN: libc::c_ulong = 0x08;
+const USO4: libc::c_ulong = 0x20;
+const USO6: libc::c_ulong = 0x40;
+
+/// `TUNSETOFFLOAD`: _IOW('T', 208, unsigned int), whose argument is the value itself.
+const TUNSETOFFLOAD: libc::c_ulong = nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>());
+
+nix::ioctl_write_int_bad!(set_offload, TUNSETOFFLOAD);
+
+/// A TAP of our own; it goes when this is dropped.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    mac: [u8; 6],
+    segments_udp: bool,
+    file: OwnedFd,
+}
+
+impl Tap {
+    /// Makes the device. One that exists is never taken over.
+    pub fn create(name: &str) -> anyhow::Result<Self> {
+        if if_nametoindex(name).is_ok() {
+            bail!("a network device {name} exists already and is not ours: choose another with --tap, or remove it");
+        }
+        let mut configuration = tun::Configuration::default();
+        configuration.tun_name(name).layer(tun::Layer::L2).platform_config(|platform| {
+            // Without this the crate would set addresses; that is the netlink edge's.
+            platform.ensure_root_privileges(false).vnet_hdr(true);
+        });
+        let device = tun::create(&configuration).with_context(|| {
+            format!(
+                "cannot make the TAP {name}: this needs CAP_NET_ADMIN (run as root) and /dev/net/tun (modprobe tun)"
+            )
+        })?;
+        device.set_nonblock().context("cannot make the TAP non-blocking")?;
+        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, so it has exactly one owner again.
+        let file = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+        let segments_udp = offload(&file).context("cannot set the TAP's offloads")?;
+        let mac = mac_of(name)?;
+        Ok(Self { name: name.to_owned(), mac, segments_udp, file })
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's Ethernet address, chosen by the kernel.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    /// Whether UDP super-frames are handed out and accepted (Linux 6.2); TCP ones always are.
+    #[must_use]
+    pub fn segments_udp(&self) -> bool {
+        self.segments_udp
+    }
+
+    /// Reads a vnet header and a frame; `WouldBlock` when there is none.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(nix::unistd::read(&self.file, buffer)?)
+    }
+
+    /// Writes a vnet header and a frame.
+    pub fn write(&self, buffer: &[u8]) -> io::Result<()> {
+        nix::unistd::write(&self.file, buffer)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Asks for all segmentation this kernel has; tells whether UDP's is among it.
+fn offload(file: &OwnedFd) -> io::Result<bool> {
+    let tcp = CHECKSUM | TSO4 | TSO6 | TSO_ECN;
+    for (flags, udp) in [(tcp | USO4 | USO6, true), (tcp, false)] {
+        let flags = libc::c_int::try_from(flags).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is open and a TAP's; this request takes its argument by value.
+        match unsafe { set_offload(file.as_raw_fd(), flags) } {
+            Ok(_) => return Ok(udp),
+            Err(nix::Error::EINVAL) if udp => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
+}
+
+fn mac_of(name: &str) -> anyhow::Result<[u8; 6]> {
+    nix::ifaddrs::getifaddrs()
+        .context("cannot list the network devices")?
+        .filter(|device| device.interface_name == name)
+        .find_map(|device| device.address?.as_link_addr()?.addr())
+        .with_context(|| format!("the TAP {name} has no Ethernet address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A network namespace of this thread only, so that the TAP meets nothing of the host.
+    fn in_own_namespace<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+                    body()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    #[test]
+    fn a_tap_is_made_once_and_goes_when_dropped() {
+        in_own_namespace(|| {
+            let tap = Tap::create("tincan-t0").unwrap();
+            assert_ne!(tap.mac(), [0; 6]);
+            assert!(tap.segments_udp(), "this kernel is newer than 6.2");
+            let refusal = Tap::create("tincan-t0").unwrap_err().to_string();
+            assert!(refusal.contains("exists already"), "{refusal}");
+            drop(tap);
+            assert!(if_nametoindex("tincan-t0").is_err());
+        });
+    }
+
+    #[test]
+    fn nothing_to_read_is_would_block() {
+        in_own_namespace(|| {
+            let tap = Tap::create("tincan-t1").unwrap();
+            let error = tap.read(&mut [0; 2000]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        });
+    }
+}

@@ -87,7 +87,7 @@ impl Node {
         if self.links.len() >= MAX_LINKS {
             return Answer::Refused(format!("this node has {MAX_LINKS} links already: trim some first"));
         }
-        let protection = match self.protection(&call, local.fingerprint) {
+        let protection = match Self::protection(&call, local.fingerprint) {
             Ok(protection) => protection,
             Err(reason) => return Answer::Refused(reason),
         };
@@ -98,7 +98,7 @@ impl Node {
     }
 
     /// What a new link is protected with; `Err` says what is wrong with the fingerprint. Never falls back to plain.
-    fn protection(&self, call: &CreateLink, own: Fingerprint) -> Result<LinkProtection, String> {
+    fn protection(call: &CreateLink, own: Fingerprint) -> Result<LinkProtection, String> {
         match call.security {
             Security::None => Ok(LinkProtection::Plain { receive_vni: 0 }),
             Security::Dtls => match call.fingerprint {

@@ -51,6 +51,7 @@ struct Remote {
 
 /// One link.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that are true independently of each other; the phase follows")]
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) uid: Uid,
@@ -64,6 +65,8 @@ pub(super) struct Link {
     pub(super) pair_reported: bool,
     pub(super) last_sample: Option<Sample>,
     pub(super) problems: Vec<String>,
+    /// What `con_resp` said.
+    pub(super) offer: Option<String>,
     gathered: bool,
     remote: Option<Remote>,
     /// The generation whose pair carries the link.
@@ -113,6 +116,7 @@ impl Link {
             pair_reported: false,
             last_sample: None,
             problems: Vec::new(),
+            offer: None,
             gathered: false,
             remote: None,
             generation: None,
@@ -223,7 +227,7 @@ impl Link {
         &mut self,
         _now: Instant,
         own: Option<Fingerprint>,
-        candidates: Vec<Candidate>,
+        candidates: &[Candidate],
         problems: Vec<String>,
         outputs: &mut VecDeque<Output>,
     ) {
@@ -234,7 +238,8 @@ impl Link {
         }
         let Some(own) = own else { return };
         let extension = Extension { vni: self.receive_vni, security: self.security };
-        let data = format!("{own} {}", write_cas(&candidates, Some(extension)));
+        let data = format!("{own} {}", write_cas(candidates, Some(extension)));
+        self.offer = Some(data.clone());
         let (to, kind) = (self.uid, "con_resp".to_owned());
         outputs.push_back(match self.overlay {
             Overlay::Controller => Output::Notify(Notification::Message { kind, uid: to, data }),

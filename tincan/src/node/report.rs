@@ -1,5 +1,6 @@
 //! The state report of `get_state`.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -26,16 +27,15 @@ impl Node {
         with_stats: bool,
         traffic: &dyn TrafficSource,
     ) -> State {
-        let peers = match uid {
-            Some(uid) => vec![self.report_peer(now, uid, traffic)],
-            None => {
-                let mut uids: Vec<Uid> = self.links.keys().chain(self.addresses.keys()).copied().collect();
-                uids.sort_unstable();
-                uids.dedup();
-                uids.into_iter().map(|uid| self.report_peer(now, uid, traffic)).collect()
-            }
-        };
+        let uids = uid.map_or_else(|| self.known_uids(), |uid| vec![uid]);
+        let peers = uids.into_iter().map(|uid| self.report_peer(now, uid, traffic)).collect();
         State { local: self.report_local(), peers, with_stats }
+    }
+
+    /// Peers with a link or with addresses, in order.
+    fn known_uids(&self) -> Vec<Uid> {
+        let uids: BTreeSet<Uid> = self.links.keys().chain(self.addresses.keys()).copied().collect();
+        uids.into_iter().collect()
     }
 
     fn report_local(&self) -> LocalState {
@@ -92,6 +92,7 @@ fn report_link(now: Instant, link: &mut Link, source: &dyn TrafficSource) -> Lin
         setup: link.setup(),
         phase: link.phase(),
         reason: link.reason(),
+        offer: link.offer.clone(),
         engine: source.engine(link.id),
         path,
     }

@@ -10,7 +10,7 @@ use crate::wire::answer::Answer;
 use crate::wire::candidate::{kind_name, security_name};
 use crate::wire::control::{self, METHODS, RequestError, parse_request, request_to_value};
 use crate::wire::request::Request;
-use crate::wire::state::{LinkState, PathState, PeerState, State};
+use crate::wire::state::{HostState, LinkState, PathState, PeerState, State};
 
 const NOT_A_CALL: &str = "a call is an object: give {\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"status\"}";
 
@@ -149,8 +149,12 @@ pub fn failure(id: &Value, error: &RpcError) -> String {
 
 /// The line that answers `status`.
 #[must_use]
-pub fn status(id: &Value, state: &State, counters: &[(&str, u64)]) -> String {
+pub fn status(id: &Value, state: &State, host: &HostState, counters: &[(&str, u64)]) -> String {
+    let HostState { tap, secured_port, plain_port, fast_path } = host;
     let mut report = state_report(state);
+    report["host"] = json!({
+        "tap": tap, "secured_port": secured_port, "plain_port": plain_port, "fast_path": fast_path,
+    });
     report["counters"] = counters_report(counters);
     success(id, &report)
 }
@@ -200,12 +204,13 @@ fn state_report(state: &State) -> Value {
 fn peer_report(peer: &PeerState, with_stats: bool) -> Value {
     let mut report = control::peer_state(peer, with_stats);
     let Some(link) = &peer.link else { return report };
-    let LinkState { fingerprint: _, online: _, security, age, setup, phase, reason, engine, path } = link;
+    let LinkState { fingerprint: _, online: _, security, age, setup, phase, reason, offer, engine, path } = link;
     report["security"] = json!(security_name(*security));
     report["age_ms"] = json!(control::millis(*age));
     report["setup_ms"] = json!(setup.map(control::millis));
     report["phase"] = json!(phase);
     report["reason"] = json!(reason);
+    report["offer"] = json!(offer);
     report["engine"] = json!(engine);
     report["path"] = path.as_ref().map_or(Value::Null, path_report);
     report
@@ -283,6 +288,7 @@ mod tests {
             setup: Some(Duration::from_millis(420)),
             phase: "online",
             reason: "relayed: no direct pair works".to_owned(),
+            offer: None,
             engine: "user",
             path: Some(path),
         };
@@ -388,7 +394,7 @@ mod tests {
                 {
                     "type": "peer_state", "uid": PEER, "status": "online", "xmpp_time": 5, "ip4": "172.16.0.3",
                     "ip6": "fd50::3", "fpr": "14:15", "last_time": 2, "security": "dtls", "age_ms": 2500,
-                    "setup_ms": 420, "phase": "online", "reason": "relayed: no direct pair works", "engine": "user",
+                    "setup_ms": 420, "phase": "online", "reason": "relayed: no direct pair works", "offer": null, "engine": "user",
                     "path": {
                         "local_addr": "192.0.2.1:40000", "local_kind": "relay",
                         "remote_addr": "203.0.113.9:51002", "remote_kind": "stun", "rtt_us": 1234,
@@ -416,7 +422,10 @@ mod tests {
     fn status_is_the_state_and_the_counters() {
         let list = [("delivered", 3), ("no_route", u64::MAX)];
         let expected = json!({"delivered": 3, "no_route": u64::MAX});
-        let report = read(&status(&json!(1), &state(), &list));
+        let host = HostState { tap: "ipop".into(), secured_port: 1, plain_port: 2, fast_path: "off".into() };
+        let report = read(&status(&json!(1), &state(), &host, &list));
+        let expected_host = json!({"tap": "ipop", "secured_port": 1, "plain_port": 2, "fast_path": "off"});
+        assert_eq!(report["result"]["host"], expected_host);
         assert_eq!(report["result"]["counters"], expected);
         assert_eq!(report["result"]["peers"][1]["uid"], PEER);
         assert_eq!(read(&counters(&json!(1), &list))["result"], expected);

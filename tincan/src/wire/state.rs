@@ -17,6 +17,18 @@ pub struct State {
     pub with_stats: bool,
 }
 
+/// What the daemon uses of its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostState {
+    /// Name of the TAP device.
+    pub tap: String,
+    /// UDP ports of secured and plain links.
+    pub secured_port: u16,
+    pub plain_port: u16,
+    /// `attached`, `off`, or why the kernel engine is unavailable.
+    pub fast_path: String,
+}
+
 /// `local_state`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalState {
@@ -58,6 +70,8 @@ pub struct LinkState {
     pub phase: &'static str,
     /// Why it is not online, or why it is relayed, in one sentence; empty when all is well.
     pub reason: String,
+    /// Own fingerprint and candidates as `con_resp` says them, once they are gathered.
+    pub offer: Option<String>,
     /// `user` or `kernel`.
     pub engine: &'static str,
     pub path: Option<PathState>,

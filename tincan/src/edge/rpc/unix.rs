@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::{self, RpcCall, RpcError, RpcFailure, RpcMethod};
-use crate::wire::state::State;
+use crate::wire::state::{HostState, State};
 
 /// Connections served at once; further ones wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -58,6 +58,8 @@ pub enum Reply {
     Status {
         /// With stats of every peer.
         state: Box<State>,
+        /// TAP, ports, kernel engine.
+        host: HostState,
         /// Every counter by name.
         counters: Vec<(String, u64)>,
     },
@@ -208,7 +210,7 @@ fn render(id: &serde_json::Value, reply: Reply) -> String {
     }
     match reply {
         Reply::Answer(answer) => json_rpc::answer(id, &answer),
-        Reply::Status { state, counters } => json_rpc::status(id, &state, &borrowed(&counters)),
+        Reply::Status { state, host, counters } => json_rpc::status(id, &state, &host, &borrowed(&counters)),
         Reply::Counters(counters) => json_rpc::counters(id, &borrowed(&counters)),
     }
 }

@@ -145,6 +145,7 @@ mod tests {
             setup: None,
             phase: "online",
             reason: String::new(),
+            offer: None,
             engine: "user",
             path: Some(path()),
         }

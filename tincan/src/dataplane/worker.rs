@@ -1,0 +1,350 @@
+//! The thread that owns the table, every session, the TAP and the reading side of both ports.
+//!
+//! ```text
+//!  TAP --burst--> route --> split --> seal --> Batch --one send--> port      (worker/outbound)
+//!  port --burst--> first byte --> flow --> open --> guard --> Coalescer --one write--> TAP      (worker/inbound)
+//! ```
+//! Everything it needs is its own, so a frame meets no lock. It sleeps in `poll(2)` over the TAP, both sockets and an
+//! eventfd that says "commands".
+
+mod batch;
+mod early;
+mod inbound;
+mod limiter;
+mod link;
+mod outbound;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use tincan_common::verdict::Verdict;
+
+use crate::dataplane::engine::{Figures, LinkFigures};
+use crate::dataplane::gro::{Coalescer, Offloads};
+use crate::dataplane::port::{Burst, Ports};
+use crate::dataplane::table::Table;
+use crate::dataplane::worker::batch::{Batch, Target};
+use crate::dataplane::worker::early::EarlyDatagrams;
+use crate::dataplane::worker::limiter::Limiter;
+use crate::dataplane::worker::link::{Guard, Link};
+use crate::dataplane::{Command, EngineEvent};
+use crate::dtls::SessionEvent;
+use crate::edge::tap::Tap;
+use crate::link::{FlowKey, LinkId, PortKind};
+
+/// Buffers of one receive call, each for a whole burst.
+const RECEIVE_BUFFERS: usize = 16;
+const RECEIVE_BUFFER_LEN: usize = 1 << 16;
+
+/// A vnet header and the longest super-frame.
+const TAP_BUFFER_LEN: usize = (1 << 16) + 256;
+
+/// Pause before an event is offered again to a control loop that was too busy.
+const EVENT_RETRY: Duration = Duration::from_millis(5);
+
+/// What reaches the worker from outside.
+pub(super) enum Instruction {
+    Command { command: Command, figures: Option<Arc<LinkFigures>> },
+    Stop,
+}
+
+/// See the module's head.
+pub(super) struct Worker {
+    tap: Tap,
+    ports: Arc<Ports>,
+    inbox: mpsc::Receiver<Instruction>,
+    wake: Arc<EventFd>,
+    events: tokio::sync::mpsc::Sender<EngineEvent>,
+    unsent_events: VecDeque<EngineEvent>,
+    figures: Arc<Figures>,
+    table: Table,
+    links: HashMap<LinkId, Link>,
+    flows: HashMap<FlowKey, LinkId>,
+    /// Links with a handshake or a greeting under way.
+    restless: BTreeSet<LinkId>,
+    early: EarlyDatagrams,
+    limiter: Limiter,
+    batch: Batch,
+    coalescer: Coalescer,
+    tap_buffer: Vec<u8>,
+    segment_buffer: Vec<u8>,
+    receive_buffers: Vec<Vec<u8>>,
+    bursts: Vec<Burst>,
+}
+
+/// What has something to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Tap,
+    Port(PortKind),
+    Commands,
+}
+
+impl Worker {
+    pub(super) fn new(
+        tap: Tap,
+        ports: Arc<Ports>,
+        inbox: mpsc::Receiver<Instruction>,
+        wake: Arc<EventFd>,
+        events: tokio::sync::mpsc::Sender<EngineEvent>,
+        figures: Arc<Figures>,
+    ) -> Self {
+        let offloads = Offloads { tcp: true, udp: tap.segments_udp() };
+        Self {
+            batch: Batch::new(ports.clone(), figures.clone()),
+            tap,
+            ports,
+            inbox,
+            wake,
+            events,
+            unsent_events: VecDeque::new(),
+            figures,
+            table: Table::default(),
+            links: HashMap::new(),
+            flows: HashMap::new(),
+            restless: BTreeSet::new(),
+            early: EarlyDatagrams::default(),
+            limiter: Limiter::new(now()),
+            coalescer: Coalescer::new(offloads),
+            tap_buffer: vec![0; TAP_BUFFER_LEN],
+            segment_buffer: Vec::new(),
+            receive_buffers: vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS],
+            bursts: Vec::new(),
+        }
+    }
+
+    /// Runs until told to stop, or until the TAP or a socket fails for good.
+    pub(super) fn run(mut self) {
+        if let Err(reason) = self.work() {
+            tracing::error!(reason, "the data plane stopped");
+            // Fails only when the control loop is gone.
+            let _ = self.events.blocking_send(EngineEvent::Failed { reason });
+        }
+    }
+
+    fn work(&mut self) -> Result<(), String> {
+        loop {
+            for source in self.wait()?.into_iter().flatten() {
+                match source {
+                    Source::Commands if self.take_commands() == Flow::Stop => return Ok(()),
+                    Source::Commands => {}
+                    Source::Port(kind) => self.receive(kind)?,
+                    Source::Tap => self.send_frames()?,
+                }
+            }
+            self.tend_links();
+            self.retell();
+        }
+    }
+
+    /// Sleeps until something can be read or time is up; commands come before datagrams, the network before the TAP.
+    fn wait(&self) -> Result<[Option<Source>; 4], String> {
+        let timeout = self.timeout();
+        let sources = [Source::Commands, Source::Port(PortKind::Secured), Source::Port(PortKind::Plain), Source::Tap];
+        let mut files = sources.map(|source| PollFd::new(self.file_of(source), PollFlags::POLLIN));
+        match poll(&mut files, timeout) {
+            Ok(_) => {}
+            Err(nix::Error::EINTR) => return Ok([None; 4]),
+            Err(error) => return Err(format!("cannot wait for frames: {error}")),
+        }
+        let mut ready = [None; 4];
+        for ((slot, source), file) in ready.iter_mut().zip(sources).zip(&files) {
+            *slot = file.any().unwrap_or(false).then_some(source);
+        }
+        Ok(ready)
+    }
+
+    fn file_of(&self, source: Source) -> BorrowedFd<'_> {
+        match source {
+            Source::Tap => self.tap.as_fd(),
+            Source::Port(kind) => self.ports.of(kind).as_fd(),
+            Source::Commands => self.wake.as_fd(),
+        }
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let now = now();
+        let links = self.restless.iter().filter_map(|id| match &self.links.get(id)?.protection {
+            Guard::Dtls(secured) => secured.deadline(now),
+            Guard::Plain { .. } => None,
+        });
+        let retry = (!self.unsent_events.is_empty()).then(|| now + EVENT_RETRY);
+        match links.chain(retry).min() {
+            None => PollTimeout::NONE,
+            // Rounded up, so that what was waited for is due.
+            Some(at) => {
+                let left = at.saturating_duration_since(now) + Duration::from_micros(999);
+                PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX)
+            }
+        }
+    }
+
+    fn take_commands(&mut self) -> Flow {
+        // It only wakes; how often it was written says nothing.
+        let _ = self.wake.read();
+        while let Ok(instruction) = self.inbox.try_recv() {
+            match instruction {
+                Instruction::Command { command, figures } => self.carry_out(command, figures),
+                Instruction::Stop => {
+                    self.batch.flush();
+                    return Flow::Stop;
+                }
+            }
+        }
+        self.batch.flush();
+        Flow::Continue
+    }
+
+    fn carry_out(&mut self, command: Command, figures: Option<Arc<LinkFigures>>) {
+        match command {
+            Command::SetLocal(local) => self.table.set_local(local),
+            Command::SetSwitchMode { enabled } => self.table.set_switch_mode(enabled),
+            Command::MapPeer { uid, ip4, ip6 } => self.table.map_peer(uid, ip4, ip6),
+            Command::AddLink { link, uid, protection } => {
+                self.table.add_link(uid, link);
+                self.links.insert(link, Link::new(uid, protection, figures.unwrap_or_default()));
+            }
+            Command::SetSendTag { link, tag } => {
+                if let Some(Guard::Plain { send_tag, .. }) = self.links.get_mut(&link).map(|link| &mut link.protection)
+                {
+                    *send_tag = Some(tag);
+                }
+            }
+            Command::SetPath { link, path } => self.set_path(link, path),
+            Command::SetForwarding { link, enabled } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.set_forwarding(enabled, &mut self.batch);
+                }
+            }
+            Command::RemoveLink { link } => self.remove_link(link),
+            Command::Inject { frame } => self.inject(frame),
+        }
+    }
+
+    fn set_path(&mut self, id: LinkId, path: crate::link::Path) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let (flow, retired) = link.set_path(path);
+        if let Guard::Dtls(secured) = &mut link.protection {
+            secured.session.start(None);
+        }
+        if let Some(retired) = retired.filter(|retired| self.flows.get(retired) == Some(&id)) {
+            self.flows.remove(&retired);
+        }
+        self.flows.insert(flow, id);
+        self.settle(id);
+        for mut datagram in self.early.take(now(), flow) {
+            self.take_data(flow, &mut datagram);
+        }
+        self.write_frames();
+    }
+
+    fn remove_link(&mut self, id: LinkId) {
+        if let Some(Guard::Dtls(secured)) = self.links.get_mut(&id).map(|link| &mut link.protection) {
+            secured.session.close();
+        }
+        self.settle(id);
+        let Some(link) = self.links.remove(&id) else { return };
+        self.restless.remove(&id);
+        if self.table.link_of(link.uid) == Some(id) {
+            self.table.remove_link(link.uid);
+        }
+        for flow in link.flows() {
+            if self.flows.get(flow) == Some(&id) {
+                self.flows.remove(flow);
+            }
+        }
+    }
+
+    /// Does what time asks of links with a handshake or a greeting under way.
+    fn tend_links(&mut self) {
+        if self.restless.is_empty() {
+            return;
+        }
+        let restless: Vec<LinkId> = self.restless.iter().copied().collect();
+        for id in restless {
+            if let Some(Guard::Dtls(secured)) = self.links.get_mut(&id).map(|link| &mut link.protection)
+                && secured.session.timeout().is_some_and(|left| left.is_zero())
+            {
+                secured.session.handle_timeout();
+            }
+            self.settle(id);
+        }
+    }
+
+    /// Sends what a session wants to say and tells what became of it; to be called after everything done to it.
+    fn settle(&mut self, id: LinkId) {
+        let now = now();
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let (port, path, figures) = (link.port(), link.path, link.figures.clone());
+        let Guard::Dtls(secured) = &mut link.protection else { return };
+        let mut events = Vec::new();
+        while let Some(event) = secured.session.poll_event() {
+            events.push(match event {
+                SessionEvent::Established => {
+                    secured.begin_greeting(now);
+                    EngineEvent::Established { link: id }
+                }
+                SessionEvent::Ended { reason } => EngineEvent::SessionEnded { link: id, reason },
+            });
+        }
+        let drops = secured.new_drops();
+        figures.add_dropped(drops);
+        self.figures.count(Verdict::NotAuthentic, drops);
+        while let Some(datagram) = secured.session.take_outgoing().or_else(|| secured.due_hello(now)) {
+            let Some(path) = path else { continue };
+            say(&mut self.batch, &Target { port, path, figures: figures.clone() }, &datagram);
+        }
+        if secured.deadline(now).is_some() {
+            self.restless.insert(id);
+        } else {
+            self.restless.remove(&id);
+        }
+        for event in events {
+            self.tell(event);
+        }
+    }
+
+    /// An event that must arrive: kept when the control loop is too busy.
+    fn tell(&mut self, event: EngineEvent) {
+        self.unsent_events.push_back(event);
+        self.retell();
+    }
+
+    fn retell(&mut self) {
+        while let Some(event) = self.unsent_events.pop_front() {
+            if let Err(tokio::sync::mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+                self.unsent_events.push_front(event);
+                return;
+            }
+        }
+    }
+
+    /// An event that may be lost, as the datagram it stands for may.
+    fn offer(&self, event: EngineEvent, taken: Verdict, lost: Verdict) {
+        let verdict = if self.events.try_send(event).is_ok() { taken } else { lost };
+        self.figures.count(verdict, 1);
+    }
+}
+
+/// Sends one record that is no frame, at once.
+fn say(batch: &mut Batch, target: &Target, datagram: &[u8]) {
+    let _: Result<(), std::convert::Infallible> = batch.add(target, |buffer| {
+        buffer.extend_from_slice(datagram);
+        Ok(())
+    });
+    batch.flush();
+}
+
+#[derive(PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Stop,
+}
+
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,103 @@
+//! Datagrams for one path, collected so that one system call sends many.
+
+use std::sync::Arc;
+
+use tincan_common::verdict::Verdict;
+
+use crate::dataplane::engine::{Figures, LinkFigures};
+use crate::dataplane::port::{CHANNEL_HEADER_LEN, Ports, channel_header};
+use crate::link::{Path, PortKind};
+
+/// Most bytes of one burst: an IPv4 packet less its headers, `udp(7)`.
+const MAX_BURST: usize = 65_000;
+
+/// Where a burst goes, and whose it is.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) port: PortKind,
+    pub(super) path: Path,
+    pub(super) figures: Arc<LinkFigures>,
+}
+
+/// See the module's head.
+pub(super) struct Batch {
+    ports: Arc<Ports>,
+    figures: Arc<Figures>,
+    target: Option<Target>,
+    bytes: Vec<u8>,
+    segment: usize,
+    count: usize,
+}
+
+impl Batch {
+    pub(super) fn new(ports: Arc<Ports>, figures: Arc<Figures>) -> Self {
+        Self { ports, figures, target: None, bytes: Vec::with_capacity(1 << 17), segment: 0, count: 0 }
+    }
+
+    /// Adds the datagram that `write` appends to the buffer, and sends what cannot wait: a burst is datagrams of equal
+    /// length with at most one shorter, the last. `write` must leave the buffer as it was when it fails.
+    pub(super) fn add<E>(
+        &mut self,
+        target: &Target,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.target.as_ref().is_some_and(|held| held.port != target.port || held.path != target.path) {
+            self.flush();
+        }
+        let start = self.bytes.len();
+        if target.path.relay.is_some() {
+            self.bytes.extend_from_slice(&[0; CHANNEL_HEADER_LEN]);
+        }
+        if let Err(error) = write(&mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(error);
+        }
+        self.fill_channel_header(target, start);
+        let length = self.bytes.len() - start;
+        if self.count > 0 && length > self.segment {
+            self.send(start);
+        }
+        if self.count == 0 {
+            self.target = Some(target.clone());
+            self.segment = length;
+        }
+        self.count += 1;
+        let most = self.ports.of(target.port).max_segments();
+        if length < self.segment || self.count >= most || self.bytes.len() + self.segment > MAX_BURST {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    /// Sends what is held.
+    pub(super) fn flush(&mut self) {
+        self.send(self.bytes.len());
+    }
+
+    /// Sends the first `end` bytes and keeps the rest.
+    fn send(&mut self, end: usize) {
+        let Some(target) = self.target.take() else { return };
+        let count = u64::try_from(self.count).unwrap_or(u64::MAX);
+        match self.ports.of(target.port).send(&target.path, &self.bytes[..end], self.segment) {
+            Ok(()) => {
+                self.figures.count(Verdict::Sent, count);
+                target.figures.add_sent(count, u64::try_from(end).unwrap_or(u64::MAX));
+            }
+            Err(error) => {
+                tracing::trace!(remote = %target.path.remote, %error, "not sent");
+                self.figures.count(Verdict::SendFailed, count);
+                target.figures.add_dropped(count);
+            }
+        }
+        self.bytes.drain(..end);
+        self.count = 0;
+    }
+
+    fn fill_channel_header(&mut self, target: &Target, start: usize) {
+        let Some(hop) = target.path.relay else { return };
+        let payload_len = self.bytes.len() - start - CHANNEL_HEADER_LEN;
+        if let Some(header) = channel_header(hop, payload_len) {
+            self.bytes[start..start + CHANNEL_HEADER_LEN].copy_from_slice(&header);
+        }
+    }
+}

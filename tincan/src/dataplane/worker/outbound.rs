@@ -1,0 +1,117 @@
+//! From the TAP to the peers.
+
+use std::io::ErrorKind;
+
+use tincan_common::frame::ETHERNET_LEN;
+use tincan_common::verdict::Verdict;
+
+use crate::dataplane::EngineEvent;
+use crate::dataplane::gso;
+use crate::dataplane::table::Route;
+use crate::dataplane::vnet::VnetHeader;
+use crate::dataplane::worker::{Worker, now};
+use crate::link::LinkId;
+use crate::wire::uid::Uid;
+
+/// Frames read before the network gets its turn again.
+const TAP_BUDGET: usize = 64;
+
+/// Whom a frame is sent to.
+enum Receiver {
+    Link(LinkId),
+    Controller(Uid),
+}
+
+impl Worker {
+    /// Reads a burst of frames from the TAP and sends each on its way.
+    pub(super) fn send_frames(&mut self) -> Result<(), String> {
+        let mut buffer = std::mem::take(&mut self.tap_buffer);
+        let mut result = Ok(());
+        for _ in 0..TAP_BUDGET {
+            match self.tap.read(&mut buffer) {
+                Ok(len) => self.carry(&mut buffer[..len]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => break,
+                Err(error) => {
+                    result = Err(format!("the TAP {} cannot be read: {error}", self.tap.name()));
+                    break;
+                }
+            }
+        }
+        self.tap_buffer = buffer;
+        self.batch.flush();
+        result
+    }
+
+    /// Sends one vnet header and frame on its way.
+    fn carry(&mut self, packet: &mut [u8]) {
+        let Some(header) = VnetHeader::parse(packet) else {
+            return self.figures.count(Verdict::MalformedFrame, 1);
+        };
+        let frame = &mut packet[VnetHeader::LEN..];
+        let receivers = match self.table.route(frame, self.tap.mac()) {
+            Route::Peer(uid) => vec![self.receiver(uid)],
+            Route::Flood => {
+                let peers: Vec<Uid> = self.table.peers().collect();
+                peers.into_iter().map(|uid| self.receiver(uid)).collect()
+            }
+            Route::Unrouted => vec![Receiver::Controller(Uid::ZERO)],
+            Route::Answer(reply) => {
+                self.figures.count(Verdict::ArpAnswered, 1);
+                return self.write_frame(&reply);
+            }
+            Route::Drop(verdict) => return self.figures.count(verdict, 1),
+        };
+        if receivers.is_empty() {
+            return self.figures.count(Verdict::NotFlooded, 1);
+        }
+        let mut segments = std::mem::take(&mut self.segment_buffer);
+        let split = gso::split(&header, frame, &mut segments, |segment| {
+            for receiver in &receivers {
+                self.send_to(receiver, segment);
+            }
+        });
+        self.segment_buffer = segments;
+        if split.is_err() {
+            self.figures.count(Verdict::MalformedFrame, 1);
+        }
+    }
+
+    fn receiver(&self, uid: Uid) -> Receiver {
+        // A mapped peer without a link is the controller's to find (2014): on-demand links begin so.
+        self.table.link_of(uid).map_or(Receiver::Controller(uid), Receiver::Link)
+    }
+
+    fn send_to(&mut self, receiver: &Receiver, frame: &[u8]) {
+        match receiver {
+            Receiver::Link(id) => {
+                let Some(link) = self.links.get_mut(id) else { return };
+                if let Some(verdict) = link.send_frame(frame, &mut self.batch) {
+                    self.figures.count(verdict, 1);
+                    if verdict != Verdict::Queued {
+                        link.figures.add_dropped(1);
+                    }
+                }
+            }
+            Receiver::Controller(destination) => self.hand_to_controller(*destination, frame),
+        }
+    }
+
+    fn hand_to_controller(&mut self, destination: Uid, frame: &[u8]) {
+        let Some(source) = self.table.local().map(|local| local.uid) else { return };
+        if !self.limiter.allow(now()) {
+            return self.figures.count(Verdict::UnroutedLimited, 1);
+        }
+        let event = EngineEvent::Unrouted { source, destination, frame: frame.to_vec() };
+        self.offer(event, Verdict::Unrouted, Verdict::UnroutedLimited);
+    }
+
+    /// Writes a frame of the controller (type 0x02).
+    pub(super) fn inject(&mut self, mut frame: Vec<u8>) {
+        if frame.len() < ETHERNET_LEN {
+            return self.figures.count(Verdict::MalformedFrame, 1);
+        }
+        self.address_to_host(&mut frame);
+        self.figures.count(Verdict::Injected, 1);
+        self.write_frame(&frame);
+    }
+}
