@@ -65,7 +65,6 @@ struct Early {
     datagram: Vec<u8>,
 }
 
-#[derive(Debug)]
 struct Link {
     port: PortKind,
     role: Role,
@@ -99,7 +98,6 @@ struct Querying {
 }
 
 /// See the module's head.
-#[derive(Debug)]
 pub struct Core {
     config: CoreConfig,
     ignored: Vec<String>,

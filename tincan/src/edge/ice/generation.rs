@@ -19,8 +19,7 @@ const RELAY_WAIT: Duration = Duration::from_millis(500);
 /// Most requests in flight of one agent.
 const MAX_OUTSTANDING: usize = 1024;
 
-/// See the module's head.
-#[derive(Debug)]
+/// See the module's head. Not `Debug`: it holds keys.
 pub struct Generation {
     pub agent: AgentId,
     pub number: u32,

@@ -14,7 +14,7 @@ use crate::edge::ice::generation::{Generation, reflexive_candidate};
 use crate::edge::ice::message::{self, Class, Incoming};
 use crate::edge::ice::paths::{Arrival, Entry, handle, index_of};
 use crate::edge::ice::{IceEvent, SelectedPair};
-use crate::link::{CandidateKind, FlowKey, LinkId, Path, PortKind};
+use crate::link::{CandidateKind, FlowKey, LinkId, Path};
 
 /// A peer may be this many generations ahead of us.
 const MAX_AHEAD: u32 = 4;
