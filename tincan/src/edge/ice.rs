@@ -135,12 +135,7 @@ impl IceEdge {
         }
     }
 
-    fn launch(
-        core: Core,
-        interfaces: Interfaces,
-        transmit: Arc<dyn Transmit>,
-        events: mpsc::Sender<IceEvent>,
-    ) -> Self {
+    fn launch(core: Core, interfaces: Interfaces, transmit: Arc<dyn Transmit>, events: mpsc::Sender<IceEvent>) -> Self {
         let (commands, command_queue) = mpsc::unbounded_channel();
         let (datagrams, datagram_queue) = mpsc::channel(DATAGRAM_QUEUE);
         let (agent_outputs, agent_queue) = mpsc::channel(AGENT_QUEUE);
@@ -241,8 +236,7 @@ impl Hands {
 /// Looks up interfaces and server names, all at once.
 async fn survey(interfaces: &Interfaces, request: SurveyRequest) -> Survey {
     let SurveyRequest { link: _, stun, turn } = request;
-    let (hosts, stun, turn) =
-        tokio::join!(list_interfaces(interfaces), resolve("STUN", stun), resolve("TURN", turn));
+    let (hosts, stun, turn) = tokio::join!(list_interfaces(interfaces), resolve("STUN", stun), resolve("TURN", turn));
     let mut survey = Survey::default();
     match hosts {
         Ok(hosts) => survey.hosts = hosts,
@@ -261,7 +255,10 @@ async fn list_interfaces(interfaces: &Interfaces) -> anyhow::Result<Vec<HostAddr
     match interfaces {
         Interfaces::Kernel(netlink) => {
             let all = netlink.underlay_addresses().await?;
-            Ok(all.into_iter().map(|address| HostAddress { interface: address.interface, addr: address.addr }).collect())
+            Ok(all
+                .into_iter()
+                .map(|address| HostAddress { interface: address.interface, addr: address.addr })
+                .collect())
         }
         #[cfg(test)]
         Interfaces::Fixed(hosts) => Ok(hosts.clone()),

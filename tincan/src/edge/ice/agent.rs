@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use webrtc_ice::agent::Agent;
 use webrtc_ice::agent::agent_config::AgentConfig;
 use webrtc_ice::candidate::CandidateType;
@@ -29,11 +29,9 @@ use crate::link::{LinkId, Role};
 
 /// The agent's only local address; of no meaning.
 const LOCAL: (Ipv4Addr, u16) = (Ipv4Addr::new(240, 1, 0, 1), 1);
-/// Pause between rounds of checks while no pair is selected (RFC 8445 section 14.2: Ta). Rounds are thinned out per
-/// path as time goes by.
-const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// The crate ends checking after this; when to give up is decided elsewhere.
-const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The crate ends checking after this; when to give up is decided elsewhere. Far longer than any step of the wall clock
+/// it measures with.
+const NEVER: Duration = Duration::from_secs(1000 * 365 * 24 * 3600);
 /// Datagrams kept for a busy agent.
 const INBOX: usize = 64;
 
@@ -57,6 +55,9 @@ pub struct Setup {
     pub local: Credentials,
     pub remote: Credentials,
     pub remotes: Vec<Remote>,
+    /// Pause between rounds of checks while no pair is selected; at most 200 ms, which the crate takes for more. Rounds
+    /// are thinned out per path as time goes by.
+    pub check_interval: Duration,
 }
 
 /// What an agent does.
@@ -72,9 +73,8 @@ pub enum AgentOutput {
 #[derive(Debug)]
 pub struct RunningAgent {
     inbox: mpsc::Sender<(Vec<u8>, SocketAddr)>,
+    /// Its end stops the agent's task.
     remotes: mpsc::UnboundedSender<Remote>,
-    /// Dropping it stops the agent's task.
-    _stop: oneshot::Sender<()>,
 }
 
 impl RunningAgent {
@@ -82,14 +82,13 @@ impl RunningAgent {
     pub fn start(setup: Setup, outputs: mpsc::Sender<AgentOutput>) -> Self {
         let (inbox, arrived) = mpsc::channel(INBOX);
         let (remotes, more) = mpsc::unbounded_channel();
-        let (stop, stopped) = oneshot::channel();
         let conn = AgentConn { link: setup.link, agent: setup.agent, arrived: Mutex::new(arrived), outputs };
         tokio::spawn(async move {
-            if let Err(error) = run(setup, Arc::new(conn), more, stopped).await {
+            if let Err(error) = run(setup, Arc::new(conn), more).await {
                 tracing::warn!(%error, "an ICE agent could not be run");
             }
         });
-        Self { inbox, remotes, _stop: stop }
+        Self { inbox, remotes }
     }
 
     /// Hands the agent a STUN message; it is lost when the agent is far behind.
@@ -106,22 +105,14 @@ impl RunningAgent {
     }
 }
 
-async fn run(
-    setup: Setup,
-    conn: Arc<AgentConn>,
-    mut more: mpsc::UnboundedReceiver<Remote>,
-    stopped: oneshot::Receiver<()>,
-) -> anyhow::Result<()> {
+async fn run(setup: Setup, conn: Arc<AgentConn>, mut more: mpsc::UnboundedReceiver<Remote>) -> anyhow::Result<()> {
     let agent = Agent::new(config(&setup, &conn)?).await?;
-    let result = tokio::select! {
-        result = check(&agent, &setup, &conn, &mut more) => result,
-        _ = stopped => Ok(()),
-    };
+    let result = check(&agent, &setup, &conn, &mut more).await;
     agent.close().await?;
     result
 }
 
-/// Runs until it is cancelled.
+/// Runs until nobody can add remotes any more.
 async fn check(
     agent: &Agent,
     setup: &Setup,
@@ -133,7 +124,7 @@ async fn check(
         add(agent, *remote)?;
     }
     let Credentials { ufrag, pwd } = setup.remote.clone();
-    // Cancelling is done from outside, by dropping the future.
+    // Cancelling is done by dropping the future.
     let (_never, cancel) = mpsc::channel(1);
     let selected = async {
         match setup.role {
@@ -153,7 +144,10 @@ async fn check(
                 // Fails only when the edge as a whole is gone.
                 let _ = conn.outputs.send(AgentOutput::Selected { link, agent, handle: pair.remote.addr() }).await;
             }
-            Some(remote) = more.recv() => add(agent, remote)?,
+            remote = more.recv() => match remote {
+                Some(remote) => add(agent, remote)?,
+                None => return Ok(()),
+            },
         }
     }
 }
@@ -171,7 +165,7 @@ fn config(setup: &Setup, conn: &Arc<AgentConn>) -> anyhow::Result<AgentConfig> {
         keepalive_interval: Some(Duration::ZERO),
         network_types: vec![NetworkType::Udp4],
         candidate_types: vec![CandidateType::Host],
-        check_interval: CHECK_INTERVAL,
+        check_interval: setup.check_interval,
         max_binding_requests: Some(u16::MAX),
         is_controlling: setup.role == Role::Controlling,
         host_acceptance_min_wait: Some(Duration::ZERO),
@@ -290,4 +284,34 @@ impl Conn for AgentConn {
 
 fn unsupported() -> UtilError {
     UtilError::Other("an ICE agent only sends to and receives from handles".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::ice::paths::handle;
+
+    #[tokio::test]
+    async fn a_dropped_agent_ends_all_its_tasks() {
+        for role in [Role::Controlling, Role::Controlled] {
+            let setup = Setup {
+                link: LinkId(1),
+                agent: AgentId(1),
+                role,
+                local: Credentials::random().unwrap(),
+                remote: Credentials::random().unwrap(),
+                remotes: vec![Remote { handle: handle(0), priority: 1 }],
+                check_interval: Duration::from_millis(20),
+            };
+            let (outputs, mut sent) = mpsc::channel(16);
+            let agent = RunningAgent::start(setup, outputs);
+            for _ in 0..3 {
+                assert!(matches!(sent.recv().await, Some(AgentOutput::Sent { handle: to, .. }) if to == handle(0)));
+            }
+            drop(agent);
+            // Every task of the agent holds the sending end.
+            let rest = async { while sent.recv().await.is_some() {} };
+            tokio::time::timeout(Duration::from_secs(5), rest).await.expect("the agent's tasks end");
+        }
+    }
 }

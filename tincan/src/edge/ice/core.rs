@@ -37,14 +37,25 @@ pub type ServerKey = (PortKind, SocketAddr);
 #[derive(Debug)]
 pub enum Output {
     Event(IceEvent),
-    Transmit { port: PortKind, path: Path, datagram: Vec<u8> },
+    Transmit {
+        port: PortKind,
+        path: Path,
+        datagram: Vec<u8>,
+    },
     /// Look addresses and names up; the answer comes back through [`Core::surveyed`].
     Survey(SurveyRequest),
     StartAgent(Setup),
     /// Hand an agent a message.
-    Deliver { agent: AgentId, handle: SocketAddr, datagram: Vec<u8> },
+    Deliver {
+        agent: AgentId,
+        handle: SocketAddr,
+        datagram: Vec<u8>,
+    },
     /// Give an agent one more address to try.
-    AddRemote { agent: AgentId, remote: Remote },
+    AddRemote {
+        agent: AgentId,
+        remote: Remote,
+    },
     StopAgent(AgentId),
 }
 
@@ -191,19 +202,21 @@ impl Core {
                 for generation in std::mem::take(&mut link.generations) {
                     self.outputs.push_back(Output::StopAgent(generation.agent));
                 }
-                self.start_generation(now, id, 0);
+                self.start_generation(now, id, 0, now);
             }
         }
     }
 
-    /// Begins a later generation beside the working one; one that never came to work is dropped.
+    /// Begins a later generation beside the working one, or a failed one again; one that never came to work is dropped.
     fn restart(&mut self, now: Instant, id: LinkId, number: u32) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        let newest = link.generations.iter().map(|generation| generation.number).max();
-        if link.remote.is_none() || newest.is_none_or(|newest| number <= newest) {
+        let Some(newest) = link.generations.iter().max_by_key(|generation| generation.number) else { return };
+        let is_again = number == newest.number && newest.gave_up && newest.consent.is_none();
+        if number <= newest.number && !is_again {
             tracing::debug!(link = %id, number, "a restart that is not later than what runs");
             return;
         }
+        let first_started = if is_again { newest.first_started } else { now };
         let (kept, dropped) = std::mem::take(&mut link.generations)
             .into_iter()
             .partition(|generation| generation.consent.is_some() && generation.is_current());
@@ -211,15 +224,16 @@ impl Core {
         let dropped: Vec<Generation> = dropped;
         self.outputs.extend(dropped.iter().map(|generation| Output::StopAgent(generation.agent)));
         self.outputs.push_back(Output::Survey(SurveyRequest { link: id, stun: None, turn: None }));
-        self.start_generation(now, id, number);
+        self.start_generation(now, id, number, first_started);
     }
 
-    fn start_generation(&mut self, now: Instant, id: LinkId, number: u32) {
+    fn start_generation(&mut self, now: Instant, id: LinkId, number: u32, first_started: Instant) {
         self.next_agent += 1;
         let agent = AgentId(self.next_agent);
         let Some(link) = self.links.get_mut(&id) else { return };
         let Some((credentials, candidates)) = &link.remote else { return };
         let mut generation = Generation::new(now, agent, number, link.role, &link.local, credentials);
+        generation.first_started = first_started;
         let mut remotes: Vec<Remote> =
             candidates.iter().filter_map(|candidate| generation.add_candidate(candidate, None)).collect();
         for addr in learned_addresses(&link.generations) {
@@ -232,6 +246,7 @@ impl Core {
             local: generation.local.clone(),
             remote: generation.remote.clone(),
             remotes,
+            check_interval: generation.check_interval(),
         }));
         let name = generation.local.ufrag.clone();
         link.generations.push(generation);
@@ -323,3 +338,6 @@ fn learned_addresses(generations: &[Generation]) -> Vec<SocketAddr> {
         .map(|entry| entry.remote)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::edge::ice::paths::{Paths, handle};
 use crate::link::{CandidateKind, Role};
 use crate::wire::candidate::Candidate;
 
-/// Without a pair for this long a generation counts as failed; it goes on trying at leisure.
+/// Without a pair for this long an attempt counts as failed; it goes on at leisure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Relayed pairs wait this long for a direct one, counted from the peer's first word.
 const RELAY_WAIT: Duration = Duration::from_millis(500);
@@ -29,6 +29,8 @@ pub struct Generation {
     pub local_key: MessageIntegrity,
     pub remote_key: MessageIntegrity,
     pub started: Instant,
+    /// When the first attempt with this number began.
+    pub first_started: Instant,
     pub paths: Paths,
     /// When the peer first proved to be there.
     pub heard: Option<Instant>,
@@ -63,6 +65,7 @@ impl Generation {
             local: local.of_generation(number),
             remote: remote.of_generation(number),
             started: now,
+            first_started: now,
             paths: Paths::default(),
             heard: None,
             selected: None,
@@ -112,6 +115,11 @@ impl Generation {
         [failure, consent, self.close_at].into_iter().flatten().min()
     }
 
+    /// Pause between the rounds of its agent, each of which costs a check made for every path, sent or not.
+    pub fn check_interval(&self) -> Duration {
+        Duration::from_millis(if self.started == self.first_started { 20 } else { 200 })
+    }
+
     /// True for a generation that reports: not one that a later one replaced.
     pub fn is_current(&self) -> bool {
         self.close_at.is_none()
@@ -119,7 +127,7 @@ impl Generation {
 
     /// Pause between checks of one path: eager at first, at leisure when the peer may not even know of the link yet.
     fn pause(&self, now: Instant) -> Duration {
-        let age = now.duration_since(self.started);
+        let age = now.duration_since(self.first_started);
         Duration::from_millis(match age.as_secs() {
             0 => 50,
             1..=4 => 100,
@@ -193,6 +201,8 @@ mod tests {
         assert_eq!(count(&mut generation, 5, 30), 100);
         assert!(count(&mut generation, 30, 40) <= 6);
         let now = start + Duration::from_millis(40_100);
+        assert!(generation.may_check(0, false, now));
+        let now = start + Duration::from_millis(41_000);
         assert!(!generation.may_check(0, false, now));
         generation.hear(0, now);
         assert!(generation.may_check(0, false, now));

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use stun::agent::TransactionId;
 use stun::attributes::{
-    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_MESSAGE_INTEGRITY,
-    ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType, RawAttribute,
+    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE,
+    ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType, RawAttribute,
 };
 use stun::error_code::ErrorCodeAttribute;
 use stun::fingerprint::FINGERPRINT;
@@ -98,10 +98,6 @@ impl Incoming {
     /// True when MESSAGE-INTEGRITY was made with `key`.
     pub fn is_signed(&mut self, key: &MessageIntegrity) -> bool {
         key.check(&mut self.message).is_ok()
-    }
-
-    pub fn has_integrity(&self) -> bool {
-        self.message.contains(ATTR_MESSAGE_INTEGRITY)
     }
 
     pub fn nominates(&self) -> bool {

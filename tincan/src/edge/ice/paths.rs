@@ -90,7 +90,15 @@ impl Paths {
         if self.entries.iter().any(|entry| entry.remote == remote && entry.relay == relay) {
             return None;
         }
-        self.push(Entry { remote, relay, source: None, kind, mapped: None, rtt: RoundTrip::default(), next_check: None })
+        self.push(Entry {
+            remote,
+            relay,
+            source: None,
+            kind,
+            mapped: None,
+            rtt: RoundTrip::default(),
+            next_check: None,
+        })
     }
 
     /// Adds the path a proven request came along; `None` when the table is full.

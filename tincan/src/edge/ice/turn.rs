@@ -309,7 +309,9 @@ impl TurnClient {
 
     fn unanswered(&mut self, now: Instant, kind: Kind) {
         match kind {
-            Kind::Allocate | Kind::Clear => self.fail(now, "it did not answer: check its address and that UDP is let through"),
+            Kind::Allocate | Kind::Clear => {
+                self.fail(now, "it did not answer: check its address and that UDP is let through")
+            }
             Kind::Refresh => self.allocate(now),
             Kind::Permission { .. } | Kind::Channel { .. } => self.peers.refused(kind, now),
             Kind::Release => self.end(),

@@ -151,13 +151,17 @@ impl Core {
     /// A proven request for a generation we do not run: kept when it may come to run, reported when it is later.
     fn early_request(&mut self, id: LinkId, flow: FlowKey, arrival: Arrival, ours: &str, incoming: &Incoming) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        let newest = link.generations.iter().map(|generation| generation.number).max();
-        let later = match newest {
+        let newest = link.generations.iter_mut().max_by_key(|generation| generation.number);
+        let later = match newest.as_ref().map(|newest| newest.number) {
             None => (ours == link.local.ufrag).then_some(0),
             Some(newest) => (newest + 1..=newest.saturating_add(MAX_AHEAD))
                 .find(|number| generation_name(&link.local.ufrag, *number) == ours),
         };
-        let Some(number) = later else { return };
+        let Some(number) = later else {
+            // It is behind, and there to hear our checks, which take it along.
+            newest.into_iter().for_each(|newest| newest.paths.trigger_all());
+            return;
+        };
         link.early.retain(|early| early.arrival != arrival);
         if link.early.len() >= MAX_EARLY {
             link.early.remove(0);
@@ -305,8 +309,7 @@ impl Core {
             let entry = generation.selected.and_then(|index| generation.paths.get(index));
             generation.consent.is_none() && entry.is_some_and(|entry| entry.relay.is_some() && entry.remote == peer)
         };
-        let waiting: Vec<AgentId> =
-            link.generations.iter().filter(waits).map(|generation| generation.agent).collect();
+        let waiting: Vec<AgentId> = link.generations.iter().filter(waits).map(|generation| generation.agent).collect();
         for agent in waiting {
             self.report_selected(now, id, agent);
         }
@@ -381,7 +384,9 @@ impl Core {
         }
         loop {
             let Some(generation) = self.generation(id, agent) else { return };
-            let Some(step) = generation.consent.as_mut().and_then(|consent| consent.poll(now, jitter())) else { return };
+            let Some(step) = generation.consent.as_mut().and_then(|consent| consent.poll(now, jitter())) else {
+                return;
+            };
             match step {
                 Step::Check => self.send_consent_check(now, id, agent),
                 Step::Lost if is_current => self.lost(now, id, agent, number),
@@ -443,4 +448,3 @@ fn jitter() -> u8 {
         Err(_) => 128,
     }
 }
-

@@ -89,10 +89,8 @@ impl Core {
 
     /// Asks a STUN server, together with the other links that ask it just now.
     fn query(&mut self, now: Instant, key: ServerKey, id: LinkId) {
-        let querying = self
-            .queries
-            .entry(key)
-            .or_insert_with(|| Querying { query: Query::new(now), links: BTreeSet::new() });
+        let querying =
+            self.queries.entry(key).or_insert_with(|| Querying { query: Query::new(now), links: BTreeSet::new() });
         querying.links.insert(id);
         self.tend_query(now, key);
     }
