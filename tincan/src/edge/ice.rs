@@ -140,7 +140,8 @@ impl IceEdge {
         let (datagrams, datagram_queue) = mpsc::channel(DATAGRAM_QUEUE);
         let (agent_outputs, agent_queue) = mpsc::channel(AGENT_QUEUE);
         let (surveys, survey_queue) = mpsc::unbounded_channel();
-        let inputs = Inputs { command_queue, datagram_queue, agent_queue, survey_queue };
+        let inputs =
+            Inputs { commands: command_queue, datagrams: datagram_queue, agents: agent_queue, surveys: survey_queue };
         let hands = Hands { interfaces, transmit, events, agent_outputs, surveys, agents: HashMap::new() };
         tokio::spawn(run(core, inputs, hands));
         Self { commands, datagrams }
@@ -157,10 +158,10 @@ enum Interfaces {
 }
 
 struct Inputs {
-    command_queue: mpsc::UnboundedReceiver<IceCommand>,
-    datagram_queue: mpsc::Receiver<(FlowKey, Option<IpAddr>, Vec<u8>)>,
-    agent_queue: mpsc::Receiver<AgentOutput>,
-    survey_queue: mpsc::UnboundedReceiver<(LinkId, Survey)>,
+    commands: mpsc::UnboundedReceiver<IceCommand>,
+    datagrams: mpsc::Receiver<(FlowKey, Option<IpAddr>, Vec<u8>)>,
+    agents: mpsc::Receiver<AgentOutput>,
+    surveys: mpsc::UnboundedReceiver<(LinkId, Survey)>,
 }
 
 /// What carries the core's outputs out.
@@ -183,13 +184,13 @@ async fn run(mut core: Core, mut inputs: Inputs, mut hands: Hands) {
             }
         };
         tokio::select! {
-            command = inputs.command_queue.recv() => match command {
+            command = inputs.commands.recv() => match command {
                 Some(command) => core.handle_command(now(), command),
                 None => return,
             },
-            Some((link, survey)) = inputs.survey_queue.recv() => core.handle_survey(now(), link, survey),
-            Some(output) = inputs.agent_queue.recv() => core.handle_agent(now(), output),
-            Some((flow, to, payload)) = inputs.datagram_queue.recv() => {
+            Some((link, survey)) = inputs.surveys.recv() => core.handle_survey(now(), link, survey),
+            Some(output) = inputs.agents.recv() => core.handle_agent(now(), output),
+            Some((flow, to, payload)) = inputs.datagrams.recv() => {
                 core.handle_datagram(now(), flow, to, &payload);
             }
             () = wake => core.handle_timeout(now()),
@@ -276,7 +277,6 @@ async fn resolve(kind: &str, name: Option<String>) -> Result<Vec<SocketAddr>, St
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the edge is where time enters")]
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -221,12 +221,13 @@ mod tests {
 
     #[test]
     fn priorities_order_host_before_reflexive_before_relayed() {
+        use CandidateKind::{Host, Relayed, ServerReflexive};
+
         let credentials = Credentials { ufrag: "name".into(), pwd: "password".into() };
         let hosts = [host("eth0", "2001:db8::1"), host("eth0", "192.168.0.2")];
         let reflexive = ["203.0.113.9:40000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()];
         let list = candidates(&credentials, 7, &hosts, &reflexive, Some("198.51.100.1:50000".parse().unwrap()));
         let kinds: Vec<CandidateKind> = list.iter().map(|candidate| candidate.kind).collect();
-        use CandidateKind::{Host, Relayed, ServerReflexive};
         assert_eq!(kinds, [Host, Host, ServerReflexive, Relayed]);
         assert!(list.windows(2).all(|pair| pair[0].priority > pair[1].priority));
         assert_eq!(list[0].priority, 2_130_706_431);

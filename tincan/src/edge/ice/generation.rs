@@ -202,7 +202,7 @@ mod tests {
         assert!(count(&mut generation, 30, 40) <= 6);
         let now = start + Duration::from_millis(40_100);
         assert!(generation.may_check(0, false, now));
-        let now = start + Duration::from_millis(41_000);
+        let now = start + Duration::from_secs(41);
         assert!(!generation.may_check(0, false, now));
         generation.hear(0, now);
         assert!(generation.may_check(0, false, now));

@@ -125,12 +125,10 @@ impl Peer {
 
     async fn gather(&mut self, port: PortKind, role: Role) -> Vec<Candidate> {
         self.edge.command(IceCommand::Gather { link: LINK, port, role, stun: None, turn: None });
-        self.wait(SOON, "candidates", |event| match event {
-            IceEvent::Gathered { candidates, problems, .. } => {
-                assert_eq!(problems, Vec::<String>::new());
-                Some(candidates)
-            }
-            _ => None,
+        self.wait(SOON, "candidates", |event| {
+            let IceEvent::Gathered { candidates, problems, .. } = event else { return None };
+            assert_eq!(problems, Vec::<String>::new());
+            Some(candidates)
         })
         .await
     }
@@ -154,9 +152,9 @@ impl Peer {
     }
 
     async fn selected(&mut self, number: u32) -> SelectedPair {
-        self.wait(SOON, "a selected pair", |event| match event {
-            IceEvent::Selected { pair, generation, .. } if generation == number => Some(pair),
-            _ => None,
+        self.wait(SOON, "a selected pair", |event| {
+            let IceEvent::Selected { pair, generation, .. } = event else { return None };
+            (generation == number).then_some(pair)
         })
         .await
     }
@@ -336,9 +334,9 @@ async fn round_trips_of_the_selected_pair_are_told_again_and_again() {
     for peer in [&mut one, &mut two] {
         for _ in 0..3 {
             let rtt = peer
-                .wait(SOON, "a round trip", |event| match event {
-                    IceEvent::RoundTrip { link: LINK, rtt } => Some(rtt),
-                    _ => None,
+                .wait(SOON, "a round trip", |event| {
+                    let IceEvent::RoundTrip { link: LINK, rtt } = event else { return None };
+                    Some(rtt)
                 })
                 .await;
             println!("{rtt:?}");

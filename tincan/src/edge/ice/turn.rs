@@ -180,7 +180,7 @@ impl TurnClient {
         }
         let Some(kind) = self.requests.kind_of(incoming) else { return false };
         match incoming.error() {
-            Some((code, text)) if incoming.class() == Class::Error => self.refused(now, incoming, kind, code, text),
+            Some((code, text)) if incoming.class() == Class::Error => self.refused(now, incoming, kind, code, &text),
             _ if incoming.class() == Class::Success && self.auth.accepts(incoming) => {
                 self.requests.settle(incoming);
                 self.succeeded(now, kind, incoming);
@@ -277,7 +277,7 @@ impl TurnClient {
         self.grant(now);
     }
 
-    fn refused(&mut self, now: Instant, incoming: &Incoming, kind: Kind, code: u16, text: String) {
+    fn refused(&mut self, now: Instant, incoming: &Incoming, kind: Kind, code: u16, text: &str) {
         let (realm, nonce) = (incoming.text(ATTR_REALM), incoming.text(ATTR_NONCE));
         let retry = match code {
             // With this very nonce already signed, 401 says that name or password are wrong.
@@ -310,7 +310,7 @@ impl TurnClient {
     fn unanswered(&mut self, now: Instant, kind: Kind) {
         match kind {
             Kind::Allocate | Kind::Clear => {
-                self.fail(now, "it did not answer: check its address and that UDP is let through")
+                self.fail(now, "it did not answer: check its address and that UDP is let through");
             }
             Kind::Refresh => self.allocate(now),
             Kind::Permission { .. } | Kind::Channel { .. } => self.peers.refused(kind, now),
@@ -334,7 +334,7 @@ impl TurnClient {
 
 fn refresh_time(now: Instant, incoming: &Incoming) -> Instant {
     let lifetime = Duration::from_secs(u64::from(incoming.number(ATTR_LIFETIME).unwrap_or(LIFETIME)));
-    let wait = if lifetime > 2 * REFRESH_AHEAD { lifetime - REFRESH_AHEAD } else { lifetime / 2 };
+    let wait = lifetime.saturating_sub(REFRESH_AHEAD).max(lifetime / 2);
     now + wait.clamp(Duration::from_secs(1), Duration::from_secs(3600))
 }
 

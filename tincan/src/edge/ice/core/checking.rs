@@ -159,7 +159,9 @@ impl Core {
         };
         let Some(number) = later else {
             // It is behind, and there to hear our checks, which take it along.
-            newest.into_iter().for_each(|newest| newest.paths.trigger_all());
+            if let Some(newest) = newest {
+                newest.paths.trigger_all();
+            }
             return;
         };
         link.early.retain(|early| early.arrival != arrival);

@@ -21,16 +21,12 @@ pub struct Relay {
 impl Relay {
     /// How `datagram` gets to a peer through the allocation: along its channel, else inside a Send indication.
     pub fn way(&self, server: SocketAddr, peer: SocketAddr, datagram: Vec<u8>) -> Option<(Path, Vec<u8>)> {
-        match self.client.channel(peer) {
-            Some(channel) => {
-                let hop = RelayHop { server, channel };
-                Some((Path { remote: peer, source: None, relay: Some(hop) }, datagram))
-            }
-            None => {
-                let indication = self.client.send_indication(peer, &datagram)?;
-                Some((Path { remote: server, source: None, relay: None }, indication))
-            }
+        if let Some(channel) = self.client.channel(peer) {
+            let hop = RelayHop { server, channel };
+            return Some((Path { remote: peer, source: None, relay: Some(hop) }, datagram));
         }
+        let indication = self.client.send_indication(peer, &datagram)?;
+        Some((Path { remote: server, source: None, relay: None }, indication))
     }
 }
 
@@ -152,12 +148,11 @@ impl Core {
 
     fn relay_failed(&mut self, now: Instant, id: LinkId, reason: &str) {
         let gathering = self.links.get_mut(&id).and_then(|link| link.gathering.as_mut());
-        match gathering {
-            Some(gathering) => {
-                gathering.relay_settled(Some(reason.to_owned()));
-                self.tend_link(now, id);
-            }
-            None => tracing::debug!(link = %id, reason, "a relay is lost"),
-        }
+        let Some(gathering) = gathering else {
+            tracing::debug!(link = %id, reason, "a relay is lost");
+            return;
+        };
+        gathering.relay_settled(Some(reason.to_owned()));
+        self.tend_link(now, id);
     }
 }

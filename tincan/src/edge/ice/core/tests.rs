@@ -53,13 +53,11 @@ impl Agent {
         if self.is_selected {
             return Vec::new();
         }
-        match self.nominated.filter(|_| self.setup.role == Role::Controlling) {
-            Some(handle) => vec![self.check(handle, true)],
-            None => {
-                let handles: Vec<SocketAddr> = self.setup.remotes.iter().map(|remote| remote.handle).collect();
-                handles.into_iter().map(|handle| self.check(handle, false)).collect()
-            }
+        if let Some(handle) = self.nominated.filter(|_| self.setup.role == Role::Controlling) {
+            return vec![self.check(handle, true)];
         }
+        let handles: Vec<SocketAddr> = self.setup.remotes.iter().map(|remote| remote.handle).collect();
+        handles.into_iter().map(|handle| self.check(handle, false)).collect()
     }
 
     fn take(&mut self, handle: SocketAddr, datagram: &[u8]) -> Vec<AgentOutput> {
@@ -100,18 +98,21 @@ impl Agent {
 struct Side {
     core: Core,
     agents: BTreeMap<AgentId, Agent>,
-    told: Vec<(Duration, IceEvent)>,
+    told: Vec<(Instant, IceEvent)>,
     sent: u32,
     candidates: Vec<Candidate>,
     /// Restarts failed generations and follows the peer, as the node does.
     is_driven: bool,
 }
 
+/// Arrival, number, receiver, sender, payload.
+type Flying = (Instant, u64, usize, SocketAddr, Vec<u8>);
+
 struct World {
     start: Instant,
     now: Instant,
     sides: [Side; 2],
-    flying: BinaryHeap<Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>>,
+    flying: BinaryHeap<Reverse<Flying>>,
     count: u64,
     loss_percent: u64,
     seed: u64,
@@ -173,21 +174,17 @@ impl World {
         self.settle(side);
     }
 
-    fn at(&self) -> Duration {
-        self.now - self.start
-    }
-
     fn selected(&self, side: usize) -> Vec<(u32, SelectedPair)> {
         let told = self.sides[side].told.iter();
-        told.filter_map(|(_, event)| match event {
-            IceEvent::Selected { generation, pair, .. } => Some((*generation, *pair)),
-            _ => None,
+        told.filter_map(|(_, event)| {
+            let IceEvent::Selected { generation, pair, .. } = event else { return None };
+            Some((*generation, *pair))
         })
         .collect()
     }
 
     /// When an event was told first.
-    fn when(&self, side: usize, pick: impl Fn(&IceEvent) -> bool) -> Option<Duration> {
+    fn when(&self, side: usize, pick: impl Fn(&IceEvent) -> bool) -> Option<Instant> {
         self.sides[side].told.iter().find(|(_, event)| pick(event)).map(|(at, _)| *at)
     }
 
@@ -220,7 +217,9 @@ impl World {
                 agent.next_round = self.now + agent.setup.check_interval;
                 outputs.extend(agent.round());
             }
-            outputs.into_iter().for_each(|output| self.sides[side].core.handle_agent(self.now, output));
+            for output in outputs {
+                self.sides[side].core.handle_agent(self.now, output);
+            }
             self.sides[side].core.handle_timeout(self.now);
             self.settle(side);
         }
@@ -256,19 +255,21 @@ impl World {
                 }
                 Output::StopAgent(agent) => drop(agents.remove(&agent)),
             }
-            agent_outputs.into_iter().for_each(|output| self.sides[side].core.handle_agent(self.now, output));
+            for output in agent_outputs {
+                self.sides[side].core.handle_agent(self.now, output);
+            }
         }
     }
 
     fn tell(&mut self, side: usize, event: IceEvent) {
-        let at = self.at();
+        let at = self.now;
         if let IceEvent::Gathered { candidates, .. } = &event {
             self.sides[side].candidates.clone_from(candidates);
         }
-        let restart = match &event {
-            IceEvent::Failed { .. } => Some(1),
-            IceEvent::PeerRestarted { generation, .. } => Some(*generation),
-            _ => None,
+        let restart = if let IceEvent::PeerRestarted { generation, .. } = &event {
+            Some(*generation)
+        } else {
+            matches!(event, IceEvent::Failed { .. }).then_some(1)
         };
         self.sides[side].told.push((at, event));
         if let Some(generation) = restart.filter(|_| self.sides[side].is_driven) {
@@ -309,10 +310,10 @@ fn is_back(event: &IceEvent) -> bool {
 fn a_link_survives_cuts_of_any_length_without_a_restart() {
     for seconds in [8, 60, 600, 86_400] {
         let mut world = World::connected(1);
-        let cut_at = world.at();
+        let cut_at = world.now;
         world.is_cut = true;
         world.run(Duration::from_secs(seconds));
-        let healed_at = world.at();
+        let healed_at = world.now;
         world.is_cut = false;
         world.run(Duration::from_secs(30));
         for side in 0..2 {
@@ -341,7 +342,7 @@ fn a_third_of_loss_delays_a_link_by_less_than_two_seconds_and_does_not_end_it() 
         let mut world = World::new(seed);
         world.gather(None);
         world.loss_percent = 33;
-        let start = world.at();
+        let start = world.now;
         world.check(0);
         world.check(1);
         world.run(Duration::from_secs(120));
@@ -363,7 +364,7 @@ fn a_silent_peer_fails_after_half_a_minute_and_is_asked_at_leisure_for_ever() {
     let mut world = World::new(3);
     world.gather(None);
     world.sides[0].is_driven = true;
-    let start = world.at();
+    let start = world.now;
     let before = world.sides[0].sent;
     world.check(0);
     world.run(Duration::from_secs(31));
@@ -389,7 +390,7 @@ fn a_peer_that_comes_ten_minutes_late_is_connected_within_half_a_second() {
         world.sides.iter_mut().for_each(|side| side.is_driven = true);
         world.check(early);
         world.run(Duration::from_secs(600));
-        let start = world.at();
+        let start = world.now;
         world.check(1 - early);
         world.run(Duration::from_secs(20));
         for side in 0..2 {
@@ -403,9 +404,9 @@ fn a_peer_that_comes_ten_minutes_late_is_connected_within_half_a_second() {
 #[test]
 fn a_stun_server_adds_a_candidate_and_a_silent_one_a_problem() {
     let told = |world: &World| {
-        world.sides[0].told.iter().find_map(|(at, event)| match event {
-            IceEvent::Gathered { candidates, problems, .. } => Some((*at, candidates.clone(), problems.clone())),
-            _ => None,
+        world.sides[0].told.iter().find_map(|(at, event)| {
+            let IceEvent::Gathered { candidates, problems, .. } = event else { return None };
+            Some((*at - world.start, candidates.clone(), problems.clone()))
         })
     };
     let mut world = World::new(5);

@@ -45,7 +45,7 @@ struct Peer {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Peers {
-    peers: BTreeMap<SocketAddr, Peer>,
+    by_address: BTreeMap<SocketAddr, Peer>,
     numbers: BTreeMap<u16, SocketAddr>,
     permissions: BTreeMap<IpAddr, Lease>,
 }
@@ -53,16 +53,16 @@ pub struct Peers {
 impl Peers {
     /// Wants a peer for a link; false when all channel numbers are taken.
     pub fn add(&mut self, address: SocketAddr, link: LinkId, now: Instant) -> bool {
-        if !self.peers.contains_key(&address) {
+        if !self.by_address.contains_key(&address) {
             self.prune(now);
             let Some(number) = (FIRST_CHANNEL..=LAST_CHANNEL).find(|n| !self.numbers.contains_key(n)) else {
                 return false;
             };
             self.numbers.insert(number, address);
             let peer = Peer { number, channel: Lease::wanted(now), links: Vec::new(), forget_at: None };
-            self.peers.insert(address, peer);
+            self.by_address.insert(address, peer);
         }
-        let peer = self.peers.get_mut(&address).expect("it is there or was inserted");
+        let peer = self.by_address.get_mut(&address).expect("it is there or was inserted");
         if peer.forget_at.take().is_some() {
             peer.channel = Lease::wanted(now);
         }
@@ -75,7 +75,7 @@ impl Peers {
 
     /// A link needs its peers no more; those without a link are not renewed.
     pub fn forget(&mut self, link: LinkId, now: Instant) {
-        for peer in self.peers.values_mut() {
+        for peer in self.by_address.values_mut() {
             peer.links.retain(|other| *other != link);
             if peer.links.is_empty() && peer.forget_at.is_none() {
                 peer.forget_at = Some(now + CHANNEL_MEMORY);
@@ -88,7 +88,7 @@ impl Peers {
 
     /// A new allocation knows none of them.
     pub fn reset(&mut self, now: Instant) {
-        self.peers.values_mut().for_each(|peer| peer.channel = Lease::wanted(now));
+        self.by_address.values_mut().for_each(|peer| peer.channel = Lease::wanted(now));
         self.permissions.values_mut().for_each(|permission| *permission = Lease::wanted(now));
     }
 
@@ -96,7 +96,7 @@ impl Peers {
     pub fn due(&mut self, now: Instant) -> Vec<Kind> {
         let is_due = |lease: &Lease| lease.next.is_some_and(|at| at <= now);
         let mut due = Vec::new();
-        for (address, peer) in self.peers.iter_mut().filter(|(_, peer)| !peer.links.is_empty()) {
+        for (address, peer) in self.by_address.iter_mut().filter(|(_, peer)| !peer.links.is_empty()) {
             if let Some(permission) = self.permissions.get_mut(&address.ip()).filter(|lease| is_due(lease)) {
                 permission.next = None;
                 due.push(Kind::Permission { peer: *address });
@@ -117,7 +117,7 @@ impl Peers {
 
     /// A channel is bound; true when it was not before.
     pub fn bound(&mut self, address: SocketAddr, now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(&address) else { return false };
+        let Some(peer) = self.by_address.get_mut(&address) else { return false };
         let before = peer.channel.holds;
         peer.channel = Lease { next: Some(now + CHANNEL_RENEWAL), holds: true };
         !before
@@ -127,7 +127,7 @@ impl Peers {
     pub fn refused(&mut self, kind: Kind, now: Instant) {
         let lease = match kind {
             Kind::Permission { peer } => self.permissions.get_mut(&peer.ip()),
-            Kind::Channel { peer, .. } => self.peers.get_mut(&peer).map(|peer| &mut peer.channel),
+            Kind::Channel { peer, .. } => self.by_address.get_mut(&peer).map(|peer| &mut peer.channel),
             Kind::Allocate | Kind::Refresh | Kind::Clear | Kind::Release => None,
         };
         if let Some(lease) = lease {
@@ -140,7 +140,10 @@ impl Peers {
     }
 
     pub fn bound_channel(&self, address: SocketAddr) -> Option<u16> {
-        self.peers.get(&address).filter(|peer| peer.channel.holds && !peer.links.is_empty()).map(|peer| peer.number)
+        self.by_address
+            .get(&address)
+            .filter(|peer| peer.channel.holds && !peer.links.is_empty())
+            .map(|peer| peer.number)
     }
 
     pub fn of_channel(&self, number: u16) -> Option<SocketAddr> {
@@ -153,12 +156,12 @@ impl Peers {
     }
 
     fn needed(&self) -> impl Iterator<Item = (&SocketAddr, &Peer)> {
-        self.peers.iter().filter(|(_, peer)| !peer.links.is_empty())
+        self.by_address.iter().filter(|(_, peer)| !peer.links.is_empty())
     }
 
     fn prune(&mut self, now: Instant) {
-        self.peers.retain(|_, peer| peer.forget_at.is_none_or(|at| now < at));
-        let peers = &self.peers;
+        self.by_address.retain(|_, peer| peer.forget_at.is_none_or(|at| now < at));
+        let peers = &self.by_address;
         self.numbers.retain(|_, address| peers.contains_key(address));
     }
 }
