@@ -18,7 +18,7 @@ use crate::edge::ice::core::checking::Transactions;
 use crate::edge::ice::core::relaying::Relay;
 use crate::edge::ice::credentials::Credentials;
 use crate::edge::ice::gather::{Gathering, HostAddress, SurveyRequest};
-use crate::edge::ice::generation::{Generation, reflexive_candidate};
+use crate::edge::ice::generation::{Generation, Pace, reflexive_candidate};
 use crate::edge::ice::reflexive::Query;
 use crate::edge::ice::{IceCommand, IceEvent};
 use crate::link::{CandidateKind, FlowKey, LinkId, Path, PortKind, Role};
@@ -234,25 +234,35 @@ impl Core {
         let Some((credentials, candidates)) = &link.remote else { return };
         let mut generation = Generation::new(now, agent, number, link.role, &link.local, credentials);
         generation.first_started = first_started;
-        let mut remotes: Vec<Remote> =
-            candidates.iter().filter_map(|candidate| generation.add_candidate(candidate, None)).collect();
-        for addr in learned_addresses(&link.generations) {
-            remotes.extend(generation.add_candidate(&reflexive_candidate(addr), None));
+        if first_started < now {
+            generation.pace = Pace::Leisurely;
         }
-        self.outputs.push_back(Output::StartAgent(Setup {
-            link: id,
-            agent,
-            role: link.role,
-            local: generation.local.clone(),
-            remote: generation.remote.clone(),
-            remotes,
-            check_interval: generation.check_interval(),
-        }));
+        let learned: Vec<Candidate> =
+            learned_addresses(&link.generations).into_iter().map(reflexive_candidate).collect();
+        for candidate in candidates.iter().chain(&learned) {
+            generation.add_candidate(candidate, None);
+        }
+        self.outputs.push_back(Output::StartAgent(generation.setup(id)));
         let name = generation.local.ufrag.clone();
         link.generations.push(generation);
         self.widen(now, id);
         self.replay_early(now, id, &name);
         self.arm_link(id);
+    }
+
+    /// Replaces an agent that never heard of its peer by one that checks more or less often; the new one's name.
+    fn change_pace(&mut self, id: LinkId, agent: AgentId, pace: Pace) -> AgentId {
+        let Some(link) = self.links.get_mut(&id) else { return agent };
+        let Some(generation) = link.generations.iter_mut().find(|generation| generation.agent == agent) else {
+            return agent;
+        };
+        self.next_agent += 1;
+        generation.agent = AgentId(self.next_agent);
+        generation.pace = pace;
+        generation.outstanding = 0;
+        self.outputs.push_back(Output::StopAgent(agent));
+        self.outputs.push_back(Output::StartAgent(generation.setup(id)));
+        generation.agent
     }
 
     /// Gives the newest generation the paths it does not have yet: to every candidate, directly and through our relay.

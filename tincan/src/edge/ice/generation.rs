@@ -5,19 +5,45 @@ use std::time::{Duration, Instant};
 
 use stun::integrity::MessageIntegrity;
 
-use crate::edge::ice::agent::{AgentId, Remote};
+use crate::edge::ice::agent::{AgentId, Remote, Setup};
 use crate::edge::ice::consent::Consent;
 use crate::edge::ice::credentials::Credentials;
 use crate::edge::ice::paths::{Paths, handle};
-use crate::link::{CandidateKind, Role};
+use crate::link::{CandidateKind, LinkId, Role};
 use crate::wire::candidate::Candidate;
 
 /// Without a pair for this long an attempt counts as failed; it goes on at leisure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Relayed pairs wait this long for a direct one, counted from the peer's first word.
 const RELAY_WAIT: Duration = Duration::from_millis(500);
+/// A peer that is there at all has spoken by then.
+const EAGERNESS: Duration = Duration::from_secs(2);
 /// Most requests in flight of one agent.
 const MAX_OUTSTANDING: usize = 1024;
+
+/// How often the agent does a round of checks. Each costs a check made for every path, whether it is sent or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The peer is there, or is given until then to show up.
+    Eager { until: Instant },
+    /// The peer is silent.
+    Leisurely,
+}
+
+impl Pace {
+    /// Fast for a while, or for good if the peer speaks.
+    pub fn eager(now: Instant) -> Self {
+        Self::Eager { until: now + EAGERNESS }
+    }
+
+    /// Pause between rounds; the crate takes more than 200 ms for 200 ms.
+    fn check_interval(self) -> Duration {
+        match self {
+            Self::Eager { .. } => Duration::from_millis(20),
+            Self::Leisurely => Duration::from_millis(200),
+        }
+    }
+}
 
 /// See the module's head. Not `Debug`: it holds keys.
 pub struct Generation {
@@ -31,7 +57,10 @@ pub struct Generation {
     pub started: Instant,
     /// When the first attempt with this number began.
     pub first_started: Instant,
+    pub pace: Pace,
     pub paths: Paths,
+    /// What the agent was told of the paths.
+    remotes: Vec<Remote>,
     /// When the peer first proved to be there.
     pub heard: Option<Instant>,
     /// The path of the pair the agent selected.
@@ -66,7 +95,9 @@ impl Generation {
             remote: remote.of_generation(number),
             started: now,
             first_started: now,
+            pace: Pace::eager(now),
             paths: Paths::default(),
+            remotes: Vec::new(),
             heard: None,
             selected: None,
             consent: None,
@@ -80,7 +111,22 @@ impl Generation {
     pub fn add_candidate(&mut self, candidate: &Candidate, relay: Option<SocketAddr>) -> Option<Remote> {
         let index = self.paths.add(candidate.addr, relay, candidate.kind)?;
         let priority = if relay.is_some() { relayed_priority(candidate.priority) } else { candidate.priority };
-        Some(Remote { handle: handle(index), priority: priority.max(1) })
+        let remote = Remote { handle: handle(index), priority: priority.max(1) };
+        self.remotes.push(remote);
+        Some(remote)
+    }
+
+    /// All that an agent of this generation begins with.
+    pub fn setup(&self, link: LinkId) -> Setup {
+        Setup {
+            link,
+            agent: self.agent,
+            role: self.role,
+            local: self.local.clone(),
+            remote: self.remote.clone(),
+            remotes: self.remotes.clone(),
+            check_interval: self.pace.check_interval(),
+        }
     }
 
     /// The peer proved to be there, on a path.
@@ -112,12 +158,20 @@ impl Generation {
     pub fn deadline(&self) -> Option<Instant> {
         let failure = (self.selected.is_none() && !self.gave_up).then(|| self.started + PATIENCE);
         let consent = self.consent.as_ref().map(Consent::deadline);
-        [failure, consent, self.close_at].into_iter().flatten().min()
+        [failure, consent, self.close_at, self.relax_at()].into_iter().flatten().min()
     }
 
-    /// Pause between the rounds of its agent, each of which costs a check made for every path, sent or not.
-    pub fn check_interval(&self) -> Duration {
-        Duration::from_millis(if self.started == self.first_started { 20 } else { 200 })
+    /// When to slow down, unless the peer speaks before.
+    pub fn relax_at(&self) -> Option<Instant> {
+        match self.pace {
+            Pace::Eager { until } if self.heard.is_none() => Some(until),
+            Pace::Eager { .. } | Pace::Leisurely => None,
+        }
+    }
+
+    /// True while the peer is not expected to speak.
+    pub fn is_drowsy(&self) -> bool {
+        self.pace == Pace::Leisurely && self.heard.is_none()
     }
 
     /// True for a generation that reports: not one that a later one replaced.
@@ -131,7 +185,7 @@ impl Generation {
         Duration::from_millis(match age.as_secs() {
             0 => 50,
             1..=4 => 100,
-            5..=29 => 250,
+            5..=29 => 200,
             _ => 2000,
         })
     }
@@ -198,7 +252,7 @@ mod tests {
         };
         assert_eq!(count(&mut generation, 0, 1), 20);
         assert_eq!(count(&mut generation, 1, 5), 40);
-        assert_eq!(count(&mut generation, 5, 30), 100);
+        assert_eq!(count(&mut generation, 5, 30), 125);
         assert!(count(&mut generation, 30, 40) <= 6);
         let now = start + Duration::from_millis(40_100);
         assert!(generation.may_check(0, false, now));

@@ -231,7 +231,7 @@ async fn two_edges_select_a_host_pair_of_either_family_at_once() {
 #[tokio::test]
 async fn the_order_of_gathering_and_checking_does_not_matter() {
     for (role, other) in [(Role::Controlling, Role::Controlled), (Role::Controlled, Role::Controlling)] {
-        for late in [Duration::from_millis(30), Duration::from_millis(700), Duration::from_millis(1500)] {
+        for late in [30, 700, 3500].map(Duration::from_millis) {
             let network = Network::start();
             let mut one = Peer::join(&network, &["192.0.2.1"]);
             let mut two = Peer::join(&network, &["192.0.2.2"]);

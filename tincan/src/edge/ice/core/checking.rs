@@ -10,7 +10,7 @@ use crate::edge::ice::agent::{AgentId, AgentOutput};
 use crate::edge::ice::consent::{Consent, Step};
 use crate::edge::ice::core::{Core, Early, HANDOVER, Link, Output, ServerKey};
 use crate::edge::ice::credentials::{UFRAG_LENGTH, generation_name};
-use crate::edge::ice::generation::{Generation, reflexive_candidate};
+use crate::edge::ice::generation::{Generation, Pace, reflexive_candidate};
 use crate::edge::ice::message::{self, Class, Incoming};
 use crate::edge::ice::paths::{Arrival, Entry, handle, index_of};
 use crate::edge::ice::{IceEvent, SelectedPair};
@@ -109,7 +109,11 @@ impl Core {
         if generation.remote.ufrag != theirs {
             return;
         }
-        let agent = generation.agent;
+        let mut agent = generation.agent;
+        if generation.is_drowsy() {
+            agent = self.change_pace(id, agent, Pace::eager(now));
+        }
+        let Some(generation) = self.generation(id, agent) else { return };
         let index = match generation.paths.locate(&arrival) {
             Some(index) => index,
             None if arrival.relay.is_some() => {
@@ -202,7 +206,13 @@ impl Core {
         }
         self.transactions.pending.remove(&incoming.transaction());
         generation.outstanding = generation.outstanding.saturating_sub(1);
+        let was_drowsy = generation.is_drowsy();
         generation.hear(path, now);
+        if was_drowsy {
+            // The new agent asks again at once, sooner than the old one would have gone on.
+            self.change_pace(id, agent, Pace::eager(now));
+            return true;
+        }
         let sample = now.duration_since(sent);
         if let Some(entry) = generation.paths.get_mut(path) {
             entry.mapped = incoming.mapped().or(entry.mapped);
@@ -376,6 +386,10 @@ impl Core {
     fn tend_generation(&mut self, now: Instant, id: LinkId, agent: AgentId) {
         let Some(generation) = self.generation(id, agent) else { return };
         let (number, is_current) = (generation.number, generation.is_current());
+        if generation.relax_at().is_some_and(|at| at <= now) {
+            self.change_pace(id, agent, Pace::Leisurely);
+            return;
+        }
         if generation.selected.is_none()
             && !generation.gave_up
             && generation.started + crate::edge::ice::generation::PATIENCE <= now
