@@ -1,5 +1,6 @@
 //! The daemon's options: defaults, under a TOML file, under flags.
 
+use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -258,7 +259,10 @@ impl LogControl {
     pub fn start(level: LogLevel) -> anyhow::Result<Self> {
         use tracing_subscriber::layer::SubscriberExt as _;
         let (filter, handle) = reload::Layer::new(filter_of(level));
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false);
         tracing_subscriber::registry().with(filter).with(lines).try_init().context("logs cannot be set up")?;
         Ok(Self { handle })
     }

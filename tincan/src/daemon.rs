@@ -1,10 +1,226 @@
-//! The daemon's loop: the only place that knows both the node and the edges.
+//! The daemon's loop: the one place that knows both the node and the edges.
+//!
+//! Everything that happens arrives in one `select!`, is handed to the node, and what the node wants is carried out
+//! before the next thing happens.
+
+mod host;
+mod outputs;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::config::{DaemonConfig, LogControl};
+use crate::dataplane::engine::{Engine, EngineConfig};
+use crate::dataplane::port::{Ports, UdpPort};
+use crate::dataplane::{Command, EngineEvent};
+use crate::dtls::Identity;
+use crate::edge::ice::{IceConfig, IceEdge, IceEvent};
+use crate::edge::netlink::Netlink;
+use crate::edge::rpc::udp::{UdpDoor, UdpInput};
+use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
+use crate::edge::tap::Tap;
+use crate::link::PortKind;
+use crate::node::Node;
+use crate::wire::answer::Answer;
+use crate::wire::json_rpc::RpcMethod;
+use crate::wire::request::Request;
 
-/// Runs until SIGTERM or SIGINT.
-#[expect(clippy::unused_async, reason = "the loop is not written yet")]
+/// Events that may wait between an edge and the loop; beyond it the sender counts a drop.
+const EVENT_QUEUE: usize = 4096;
+
+/// Events taken in one go before other inputs get their turn.
+const EVENT_BURST: usize = 64;
+
+/// A running daemon.
+struct Daemon {
+    config: DaemonConfig,
+    log: LogControl,
+    node: Node,
+    engine: Engine,
+    ice: IceEdge,
+    netlink: Netlink,
+    udp: UdpDoor,
+    ports: Arc<Ports>,
+    unix: UnixDoor,
+    mac: [u8; 6],
+    identity: Option<Identity>,
+    /// Where notifications go (`set_cb_endpoint`).
+    callback: Option<SocketAddr>,
+    fast_path: host::FastPathState,
+    counters: host::LoopCounters,
+}
+
+/// Runs until SIGTERM or SIGINT, then takes everything down.
 pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
-    drop((config, log));
-    anyhow::bail!("the daemon's loop is not written yet")
+    let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
+    let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
+    let mut daemon = Daemon::start(config, log, engine_events, ice_events)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    daemon.announce();
+    loop {
+        let deadline = daemon.node.poll_timeout().map(tokio::time::Instant::from_std);
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            input = daemon.udp.recv() => daemon.handle_udp(input).await,
+            call = daemon.unix.recv() => daemon.handle_unix(call).await,
+            Some(event) = engine_inbox.recv() => {
+                daemon.handle_engine(event)?;
+                for _ in 0..EVENT_BURST {
+                    let Ok(event) = engine_inbox.try_recv() else { break };
+                    daemon.handle_engine(event)?;
+                }
+            }
+            Some(event) = ice_inbox.recv() => daemon.node.handle_ice(Instant::now(), event),
+            () = wait_until(deadline) => daemon.node.handle_timeout(Instant::now()),
+        }
+        daemon.carry_out_all();
+    }
+    daemon.stop();
+    Ok(())
+}
+
+async fn wait_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Daemon {
+    /// Opens every resource, in the order in which a failure is cheapest to report.
+    fn start(
+        config: DaemonConfig,
+        log: LogControl,
+        engine_events: mpsc::Sender<EngineEvent>,
+        ice_events: mpsc::Sender<IceEvent>,
+    ) -> anyhow::Result<Self> {
+        host::prepare_state_dir(&config.state_dir)?;
+        let unix = UnixDoor::bind(&config.socket)?;
+        let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port)?;
+        let netlink = Netlink::new()?;
+        let tap = Tap::create(&config.tap)?;
+        let mac = tap.mac();
+        let fast_path = host::start_fast_path(config.fast_path, &config.tap)?;
+        let secured = UdpPort::bind(PortKind::Secured, config.secured_port)
+            .with_context(|| format!("cannot bind UDP port {} for secured links", config.secured_port))?;
+        let plain = UdpPort::bind(PortKind::Plain, config.plain_port)
+            .with_context(|| format!("cannot bind UDP port {} for plain links", config.plain_port))?;
+        let ports = Arc::new(Ports { secured, plain });
+        let ice = IceEdge::start(
+            IceConfig {
+                tap_name: config.tap.clone(),
+                netlink: netlink.clone(),
+                transmit: ports.clone(),
+                secured_port: ports.secured.local_port(),
+                plain_port: ports.plain.local_port(),
+            },
+            ice_events,
+        );
+        let engine = Engine::start(EngineConfig { tap, ports: ports.clone() }, engine_events)?;
+        let node = Node::new(host::random_seed()?);
+        Ok(Self {
+            config,
+            log,
+            node,
+            engine,
+            ice,
+            netlink,
+            udp,
+            ports,
+            unix,
+            mac,
+            identity: None,
+            callback: None,
+            fast_path,
+            counters: host::LoopCounters::default(),
+        })
+    }
+
+    fn announce(&self) {
+        tracing::info!(
+            tap = self.config.tap,
+            rpc_port = self.config.rpc_port,
+            socket = %self.config.socket.display(),
+            fast_path = self.fast_path.describe(),
+            "tincan is ready for its controller"
+        );
+    }
+
+    async fn handle_udp(&mut self, input: UdpInput) {
+        match input {
+            UdpInput::Call { from, request } => {
+                let answer = self.handle_request(Some(from), request).await;
+                self.udp.answer(from, &answer);
+            }
+            UdpInput::Frame { packet } => self.engine.command(Command::Inject { frame: packet.frame }),
+        }
+    }
+
+    async fn handle_unix(&mut self, call: UnixCall) {
+        let reply = match call.method.clone() {
+            RpcMethod::Node(request) => Reply::Answer(self.handle_request(None, request).await),
+            RpcMethod::Status => match self.ask_node(Request::GetState { uid: None, stats: true }) {
+                Answer::State(state) => Reply::Status { state, host: self.host_state(), counters: self.all_counters() },
+                other @ (Answer::Done | Answer::Kept(_) | Answer::Echo(_) | Answer::Refused(_)) => Reply::Answer(other),
+            },
+            RpcMethod::Counters => Reply::Counters(self.all_counters()),
+        };
+        call.reply(reply);
+    }
+
+    /// Carries out a call; what it changed reaches the edges before its caller hears of it.
+    async fn handle_request(&mut self, sender: Option<SocketAddr>, request: Request) -> Answer {
+        let answer = if let Request::SetLocalIp(local) = request {
+            self.set_local(local).await
+        } else if let Request::SetCallbackEndpoint { ip, port } = &request {
+            self.set_callback(sender, ip, *port)
+        } else {
+            self.ask_node(request)
+        };
+        self.carry_out_all();
+        answer
+    }
+
+    fn ask_node(&mut self, request: Request) -> Answer {
+        let source = host::EngineTraffic { engine: &self.engine };
+        match self.node.handle_request(Instant::now(), request, &source) {
+            Answer::State(mut state) => {
+                state.local.mac = self.mac;
+                Answer::State(state)
+            }
+            answer @ (Answer::Done | Answer::Kept(_) | Answer::Echo(_) | Answer::Refused(_)) => answer,
+        }
+    }
+
+    fn handle_engine(&mut self, event: EngineEvent) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match event {
+            EngineEvent::Control { flow, to, payload } => self.ice.handle_datagram(flow, to, payload),
+            EngineEvent::Established { link } => tracing::debug!(%link, "DTLS handshake done"),
+            EngineEvent::Authenticated { link } => self.node.handle_authenticated(now, link),
+            EngineEvent::SessionEnded { link, reason } => {
+                tracing::info!(%link, reason, "secured session ended");
+                self.node.handle_session_ended(now, link, reason);
+            }
+            EngineEvent::Unrouted { source, destination, frame } => match self.callback {
+                Some(callback) => self.udp.forward(callback, source, destination, &frame),
+                None => self.counters.unrouted_without_controller += 1,
+            },
+            EngineEvent::Failed { reason } => anyhow::bail!("the data plane stopped: {reason}"),
+        }
+        Ok(())
+    }
+
+    fn stop(mut self) {
+        tracing::info!("stopping");
+        self.node.trim_all();
+        self.carry_out_all();
+    }
 }

@@ -296,7 +296,7 @@ impl Worker {
         self.figures.count(Verdict::NotAuthentic, drops);
         while let Some(datagram) = secured.session.take_outgoing().or_else(|| secured.due_hello(now)) {
             let Some(path) = path else { continue };
-            say(&mut self.batch, &Target { port, path, figures: figures.clone() }, &datagram);
+            self.batch.send_record(&Target { port, path, figures: figures.clone() }, &datagram);
         }
         if secured.deadline(now).is_some() {
             self.restless.insert(id);
@@ -328,15 +328,6 @@ impl Worker {
         let verdict = if self.events.try_send(event).is_ok() { taken } else { lost };
         self.figures.count(verdict, 1);
     }
-}
-
-/// Sends one record that is no frame, at once.
-fn say(batch: &mut Batch, target: &Target, datagram: &[u8]) {
-    let _: Result<(), std::convert::Infallible> = batch.add(target, |buffer| {
-        buffer.extend_from_slice(datagram);
-        Ok(())
-    });
-    batch.flush();
 }
 
 #[derive(PartialEq, Eq)]

@@ -69,6 +69,27 @@ impl Batch {
         Ok(())
     }
 
+    /// Sends a handshake or link-control datagram, which is no frame, behind the frames that are held.
+    pub(super) fn send_record(&mut self, target: &Target, record: &[u8]) {
+        self.flush();
+        let start = self.bytes.len();
+        if target.path.relay.is_some() {
+            self.bytes.extend_from_slice(&[0; CHANNEL_HEADER_LEN]);
+        }
+        self.bytes.extend_from_slice(record);
+        self.fill_channel_header(target, start);
+        let length = self.bytes.len();
+        match self.ports.of(target.port).send(&target.path, &self.bytes, length) {
+            Ok(()) => target.figures.add_sent(0, u64::try_from(length).unwrap_or(u64::MAX)),
+            Err(error) => {
+                tracing::trace!(remote = %target.path.remote, %error, "not sent");
+                self.figures.count(Verdict::SendFailed, 1);
+                target.figures.add_dropped(1);
+            }
+        }
+        self.bytes.clear();
+    }
+
     /// Sends what is held.
     pub(super) fn flush(&mut self) {
         self.send(self.bytes.len());

@@ -14,7 +14,7 @@ use crate::dataplane::table::Table;
 use crate::dataplane::vnet::VnetHeader;
 use crate::dataplane::worker::batch::Target;
 use crate::dataplane::worker::link::Guard;
-use crate::dataplane::worker::{Worker, now, say};
+use crate::dataplane::worker::{Worker, now};
 use crate::link::{FlowKey, LinkId, PortKind};
 use crate::wire::uid::Uid;
 
@@ -134,7 +134,7 @@ impl Worker {
         if let Some(path) = path {
             let target = Target { port, path, figures: link.figures.clone() };
             for answer in &answers {
-                say(&mut self.batch, &target, answer);
+                self.batch.send_record(&target, answer);
             }
         }
         for verdict in verdicts {

@@ -1,0 +1,67 @@
+//! What the node wants, done.
+
+use crate::daemon::Daemon;
+use crate::dataplane::{Command, Protection};
+use crate::dtls::Session;
+use crate::link::{LinkId, Role};
+use crate::node::{LinkProtection, Output};
+use crate::wire::notification::{LinkStatus, Notification};
+use crate::wire::uid::Uid;
+
+impl Daemon {
+    pub(super) fn carry_out_all(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Notify(notification) => self.notify(&notification),
+            Output::Signal { to, kind, data: _ } => {
+                self.counters.signals_without_service += 1;
+                tracing::info!(%to, kind, "not sent: no XMPP service is connected; use overlay_id 0");
+            }
+            Output::Ice(command) => self.ice.command(command),
+            Output::OpenLink { link, uid, role, protection } => self.open_link(link, uid, role, protection),
+            Output::SetSendTag { link, vni } => self.engine.command(Command::SetSendTag { link, tag: vni }),
+            Output::SetPath { link, path } => self.engine.command(Command::SetPath { link, path }),
+            Output::SetForwarding { link, enabled } => self.engine.command(Command::SetForwarding { link, enabled }),
+            Output::RemoveLink { link } => self.engine.command(Command::RemoveLink { link }),
+            Output::MapPeer { uid, ip4, ip6 } => self.engine.command(Command::MapPeer { uid, ip4, ip6 }),
+            Output::SetSwitchMode { enabled } => self.engine.command(Command::SetSwitchMode { enabled }),
+            Output::SetLogging { level } => self.log.set(level),
+        }
+    }
+
+    fn notify(&mut self, notification: &Notification) {
+        if let Notification::ConnectionStatus { uid, status } = notification {
+            match status {
+                LinkStatus::Online | LinkStatus::Offline => tracing::info!(%uid, ?status, "link"),
+                LinkStatus::Unknown => tracing::debug!(%uid, ?status, "link"),
+            }
+        }
+        match self.callback {
+            Some(callback) => self.udp.notify(callback, notification),
+            None => self.counters.notifications_without_controller += 1,
+        }
+    }
+
+    fn open_link(&mut self, link: LinkId, uid: Uid, role: Role, protection: LinkProtection) {
+        let protection = match protection {
+            LinkProtection::Plain { receive_vni } => Protection::Plain { receive_tag: receive_vni },
+            LinkProtection::Dtls { expected } => {
+                let Some(identity) = &self.identity else { return };
+                match Session::new(identity, role, expected) {
+                    Ok(session) => Protection::Dtls(Box::new(session)),
+                    Err(error) => {
+                        let reason = format!("cannot make a DTLS session: {error}");
+                        self.node.handle_session_ended(std::time::Instant::now(), link, reason);
+                        return;
+                    }
+                }
+            }
+        };
+        self.engine.command(Command::AddLink { link, uid, protection });
+    }
+}
