@@ -339,4 +339,4 @@ fn refresh_time(now: Instant, incoming: &Incoming) -> Instant {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

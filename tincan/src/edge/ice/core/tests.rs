@@ -1,7 +1,7 @@
 //! Two cores in virtual time, with agents of a few lines and a network that delays, loses and is cut.
 //!
 //! ```text
-//!   core 0 -- Transmit --> 10 ms, loss, cut --> core 1        a STUN server answers at 203.0.113.1
+//!   core 0 -- Transmit --> 10 ms, loss, cut --> core 1        a STUN and TURN server answers at 203.0.113.1
 //!     | ^                                        | ^
 //!  agents: check every path each round, nominate the first that works
 //! ```
@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use stun::agent::TransactionId;
-use stun::attributes::ATTR_USE_CANDIDATE;
-use stun::message::BINDING_REQUEST;
+use stun::attributes::{ATTR_DATA, ATTR_USE_CANDIDATE, ATTR_XOR_PEER_ADDRESS};
+use stun::message::{BINDING_REQUEST, CLASS_INDICATION, METHOD_DATA, MessageType};
 use stun::textattrs::Username;
 
 use super::*;
@@ -18,6 +18,8 @@ use crate::edge::ice::SelectedPair;
 use crate::edge::ice::agent::AgentOutput;
 use crate::edge::ice::gather::Survey;
 use crate::edge::ice::message::{self, Class, Incoming};
+use crate::edge::ice::turn::tests::{RELAYED, Server, address};
+use crate::wire::request::Secret;
 
 const LINK: LinkId = LinkId(1);
 const DELAY: Duration = Duration::from_millis(10);
@@ -105,8 +107,8 @@ struct Side {
     is_driven: bool,
 }
 
-/// Arrival, number, receiver, sender, payload.
-type Flying = (Instant, u64, usize, SocketAddr, Vec<u8>);
+/// Arrival, number, receiver, sender, channel, payload.
+type Flying = (Instant, u64, usize, SocketAddr, Option<u16>, Vec<u8>);
 
 struct World {
     start: Instant,
@@ -118,6 +120,8 @@ struct World {
     seed: u64,
     is_cut: bool,
     has_server: bool,
+    has_direct_way: bool,
+    turn: Server,
 }
 
 impl World {
@@ -141,6 +145,8 @@ impl World {
             seed,
             is_cut: false,
             has_server: true,
+            has_direct_way: true,
+            turn: Server::new(),
         }
     }
 
@@ -205,8 +211,8 @@ impl World {
         while let Some(Reverse((at, ..))) = self.flying.peek()
             && *at <= self.now
         {
-            let Some(Reverse((_, _, to, from, datagram))) = self.flying.pop() else { return };
-            let flow = FlowKey { port: PortKind::Secured, from, channel: None };
+            let Some(Reverse((_, _, to, from, channel, datagram))) = self.flying.pop() else { return };
+            let flow = FlowKey { port: PortKind::Secured, from, channel };
             let own = HOSTS[to].parse().unwrap();
             self.sides[to].core.handle_datagram(self.now, flow, Some(own), &datagram);
             self.settle(to);
@@ -231,11 +237,12 @@ impl World {
             let agents = &mut self.sides[side].agents;
             match output {
                 Output::Event(event) => self.tell(side, event),
-                Output::Transmit { port: _, path, datagram } => self.fly(side, path.remote, datagram),
+                Output::Transmit { port: _, path, datagram } => self.fly(side, &path, datagram),
                 Output::Survey(request) => {
                     let hosts = vec![HostAddress { interface: "eth0".into(), addr: HOSTS[side].parse().unwrap() }];
                     let stun = request.stun.map(|name| name.parse().unwrap()).into_iter().collect();
-                    let survey = Survey { hosts, stun, ..Survey::default() };
+                    let turn = request.turn.map(|name| name.parse().unwrap()).into_iter().collect();
+                    let survey = Survey { hosts, stun, turn, problems: Vec::new() };
                     self.sides[side].core.handle_survey(self.now, request.link, survey);
                 }
                 Output::StartAgent(setup) => {
@@ -277,25 +284,88 @@ impl World {
         }
     }
 
-    fn fly(&mut self, side: usize, remote: SocketAddr, datagram: Vec<u8>) {
+    fn fly(&mut self, side: usize, path: &Path, datagram: Vec<u8>) {
         self.sides[side].sent += 1;
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         if self.is_cut || (self.seed >> 33) % 100 < self.loss_percent {
             return;
         }
-        self.count += 1;
-        let (at, own) = (self.now + DELAY, SocketAddr::new(HOSTS[side].parse().unwrap(), PORT));
-        if remote == SERVER.parse().unwrap() {
-            if self.has_server {
-                let query = Incoming::parse(&datagram).unwrap();
-                let mapped = SocketAddr::new([198, 51, 100, u8::try_from(side).unwrap()].into(), 5000);
-                let answer = message::answer(query.transaction(), mapped, &message::short_term_key("x"));
-                self.flying.push(Reverse((at + DELAY, self.count, side, remote, answer)));
+        let (own, peer) = (host(side), host(1 - side));
+        if let Some(hop) = path.relay {
+            if let Some((to, _)) = self.turn.channels.get(&hop.channel).filter(|_| self.turn.allocation.is_some()) {
+                assert_eq!((*to, hop.server), (path.remote, SERVER.parse().unwrap()));
+                self.arrive(2 * DELAY, 1 - side, RELAYED.parse().unwrap(), None, datagram);
             }
-        } else if remote.ip() == HOSTS[1 - side].parse::<std::net::IpAddr>().unwrap() {
-            self.flying.push(Reverse((at, self.count, 1 - side, own, datagram)));
+        } else if path.remote == SERVER.parse().unwrap() {
+            self.serve(side, &datagram);
+        } else if path.remote == RELAYED.parse().unwrap() {
+            self.relay_back(own, 1 - side, datagram);
+        } else if path.remote == peer && self.has_direct_way {
+            self.arrive(DELAY, 1 - side, own, None, datagram);
         }
     }
+
+    fn arrive(&mut self, delay: Duration, to: usize, from: SocketAddr, channel: Option<u16>, datagram: Vec<u8>) {
+        self.count += 1;
+        self.flying.push(Reverse((self.now + delay, self.count, to, from, channel, datagram)));
+    }
+
+    /// The server got a message of a side.
+    fn serve(&mut self, side: usize, datagram: &[u8]) {
+        let message = Incoming::parse(datagram).unwrap();
+        let answer = if message.is_binding() {
+            let mapped = SocketAddr::new([198, 51, 100, u8::try_from(side).unwrap()].into(), 5000);
+            Some(message::answer(message.transaction(), mapped, &message::short_term_key("x")))
+        } else if message.class() == Class::Indication {
+            let peer = message.address(ATTR_XOR_PEER_ADDRESS).unwrap();
+            if self.turn.permissions.contains_key(&peer) && peer == host(1 - side) {
+                self.arrive(2 * DELAY, 1 - side, RELAYED.parse().unwrap(), None, message.value(ATTR_DATA).unwrap());
+            }
+            None
+        } else {
+            self.turn.answer(self.now, datagram)
+        };
+        if let Some(answer) = answer.filter(|_| self.has_server) {
+            self.arrive(2 * DELAY, side, SERVER.parse().unwrap(), None, answer);
+        }
+    }
+
+    /// A datagram came to the relayed address.
+    fn relay_back(&mut self, from: SocketAddr, to: usize, datagram: Vec<u8>) {
+        if self.turn.allocation.is_none() || !self.turn.permissions.contains_key(&from) {
+            return;
+        }
+        let server = SERVER.parse().unwrap();
+        let channel = self.turn.channels.iter().find(|(_, (peer, _))| *peer == from).map(|(number, _)| *number);
+        let payload = if channel.is_some() {
+            datagram
+        } else {
+            let typ = MessageType::new(METHOD_DATA, CLASS_INDICATION);
+            let attributes = vec![address(ATTR_XOR_PEER_ADDRESS, &from.to_string()), message::raw(ATTR_DATA, datagram)];
+            message::build(typ, TransactionId::new(), attributes, None)
+        };
+        self.arrive(2 * DELAY, to, server, channel, payload);
+    }
+
+    /// The controlling side has an allocation; both check.
+    fn relayed(has_direct_way: bool) -> Self {
+        let mut world = Self::new(9);
+        world.has_direct_way = has_direct_way;
+        let account = TurnServer { address: SERVER.into(), username: "user".into(), password: Secret("right".into()) };
+        for (side, role, turn) in [(0, Role::Controlling, Some(account)), (1, Role::Controlled, None)] {
+            world.command(side, IceCommand::Gather { link: LINK, port: PortKind::Secured, role, stun: None, turn });
+        }
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.sides[0].candidates.len(), 2);
+        world.check(0);
+        world.check(1);
+        world.run(Duration::from_secs(5));
+        world
+    }
+}
+
+fn host(side: usize) -> SocketAddr {
+    SocketAddr::new(HOSTS[side].parse().unwrap(), PORT)
 }
 
 fn is_lost(event: &IceEvent) -> bool {
@@ -372,9 +442,9 @@ fn a_silent_peer_fails_after_half_a_minute_and_is_asked_at_leisure_for_ever() {
     assert_eq!(failed.as_secs(), 30);
     let eager = world.sides[0].sent - before;
     assert!((100..250).contains(&eager), "{eager}");
+    world.run(Duration::from_secs(29));
     let intervals: Vec<Duration> = world.sides[0].agents.values().map(|agent| agent.setup.check_interval).collect();
     assert_eq!(intervals, [Duration::from_millis(200)]);
-    world.run(Duration::from_secs(29));
     let before = world.sides[0].sent;
     world.run(Duration::from_secs(600));
     let leisurely = world.sides[0].sent - before;
@@ -458,4 +528,44 @@ fn nothing_of_a_closed_link_is_kept() {
     assert_eq!(side.sent, sent);
     assert!(side.agents.is_empty() && side.core.links.is_empty() && side.core.names.is_empty());
     assert!(side.core.armed.is_empty() && side.core.deadline().is_none());
+}
+
+#[test]
+fn a_relayed_pair_is_selected_after_half_a_second_when_nothing_else_works() {
+    let world = World::relayed(false);
+    let at = world.when(0, |event| matches!(event, IceEvent::Selected { .. })).expect("it connects");
+    // Gathering had the first second.
+    let took = at - world.start;
+    assert!(took > Duration::from_millis(1500) && took < Duration::from_millis(1900), "{took:?}");
+    let (ours, theirs) = (world.selected(0)[0].1, world.selected(1)[0].1);
+    let relayed: SocketAddr = RELAYED.parse().unwrap();
+    assert_eq!((ours.local_addr, ours.local_kind), (relayed, CandidateKind::Relayed));
+    assert_eq!((ours.remote_addr, ours.remote_kind), (host(1), CandidateKind::Host));
+    let hop = ours.path.relay.unwrap();
+    assert_eq!(world.turn.channels[&hop.channel].0, host(1));
+    assert_eq!((theirs.remote_addr, theirs.remote_kind), (relayed, CandidateKind::Relayed));
+    assert_eq!(theirs.path.relay, None);
+}
+
+#[test]
+fn a_direct_pair_is_preferred_to_a_relayed_one() {
+    let world = World::relayed(true);
+    for side in 0..2 {
+        let pair = world.selected(side)[0].1;
+        assert_eq!((pair.path.relay, pair.remote_addr), (None, host(1 - side)));
+    }
+}
+
+#[test]
+fn a_relayed_link_comes_back_by_itself_when_its_server_forgot_it() {
+    let mut world = World::relayed(false);
+    world.turn.allocation = None;
+    world.turn.channels.clear();
+    world.turn.permissions.clear();
+    let start = world.now;
+    world.run(Duration::from_secs(15));
+    for side in 0..2 {
+        let back = world.when(side, is_back).expect("it comes back") - start;
+        assert!(back < Duration::from_secs(8), "{back:?}");
+    }
 }

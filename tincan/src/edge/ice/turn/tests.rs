@@ -16,7 +16,7 @@ use crate::wire::request::Secret;
 const LINK: LinkId = LinkId(1);
 const REALM: &str = "example.org";
 const PEER: &str = "198.51.100.7:40001";
-const RELAYED: &str = "203.0.113.1:50000";
+pub const RELAYED: &str = "203.0.113.1:50000";
 const MAPPED: &str = "192.0.2.1:40001";
 
 struct Address(AttrType, SocketAddr);
@@ -27,26 +27,27 @@ impl Setter for Address {
     }
 }
 
-fn address(typ: AttrType, addr: &str) -> Box<dyn Setter> {
+pub fn address(typ: AttrType, addr: &str) -> Box<dyn Setter> {
     Box::new(Address(typ, addr.parse().unwrap()))
 }
 
-struct Server {
+pub struct Server {
     password: String,
     nonce: u32,
     /// Every refusal brings another nonce.
     is_fickle: bool,
     is_silent: bool,
     /// Ends of the leases.
-    allocation: Option<Instant>,
-    permissions: HashMap<SocketAddr, Instant>,
-    channels: HashMap<u16, (SocketAddr, Instant)>,
+    pub allocation: Option<Instant>,
+    pub permissions: HashMap<SocketAddr, Instant>,
+    pub channels: HashMap<u16, (SocketAddr, Instant)>,
     /// Method and whether it was granted.
     log: Vec<(&'static str, bool)>,
 }
 
 impl Server {
-    fn new() -> Self {
+    /// Knows `user` with the password `right`.
+    pub fn new() -> Self {
         Self {
             password: "right".to_owned(),
             nonce: 1,
@@ -63,7 +64,7 @@ impl Server {
         MessageIntegrity::new_long_term_integrity("user".to_owned(), REALM.to_owned(), self.password.clone())
     }
 
-    fn answer(&mut self, now: Instant, datagram: &[u8]) -> Option<Vec<u8>> {
+    pub fn answer(&mut self, now: Instant, datagram: &[u8]) -> Option<Vec<u8>> {
         let mut request = Incoming::parse(datagram).expect("the client writes sound messages");
         let outcome = match self.credentials(&mut request) {
             Some(code) => Err(code),
