@@ -1,7 +1,8 @@
 //! tincan: a peer-to-peer overlay network for Linux.
 //!
-//! Data flows io -> core -> io. `wire` holds the pure codecs, `node` the pure state machine, `edge` one file per
-//! outside resource, `dtls` the secured session, `dataplane` the forwarding table and the engines that move frames.
+//! Data flows io -> core -> io. `wire` holds the pure codecs, `node` the pure state machine, `ice` the words between it
+//! and the ICE edge, `edge` one file per outside resource, `dtls` the secured session, `dataplane` the forwarding table
+//! and the engines that move frames.
 //! Only `daemon` knows both sides. ARCHITECTURE.md has the map.
 
 pub mod cli;
@@ -10,6 +11,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod dtls;
 pub mod edge;
+pub mod ice;
 pub mod link;
 pub mod node;
 pub mod wire;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use crate::edge::ice::{IceCommand, IceEvent};
+use crate::ice::{IceCommand, IceEvent};
 use crate::link::{LinkId, Path, Role, Traffic};
 use crate::node::link::Link;
 use crate::wire::fingerprint::Fingerprint;

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use tincan::edge::ice::IceCommand;
+use tincan::ice::IceCommand;
 use tincan::link::{LinkId, PortKind, Role, Security, Traffic};
 use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, TrafficSource};
 use tincan::wire::answer::Answer;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::edge::ice::IceCommand;
+use crate::ice::IceCommand;
 use crate::link::{LinkId, Role, Security};
 use crate::node::link::{Link, LinkParameters};
 use crate::node::{LinkProtection, Local, MAX_LINKS, MAX_PEERS, Node, Output, Service, TrafficSource};

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::edge::ice::{IceCommand, SelectedPair};
+use crate::ice::{IceCommand, SelectedPair};
 use crate::link::{CandidateKind, LinkId, Security, Traffic};
 use crate::node::Output;
 use crate::wire::candidate::{Candidate, Cas, Extension, write_cas};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tincan::edge::ice::{IceCommand, IceEvent, SelectedPair};
+use tincan::ice::{IceCommand, IceEvent, SelectedPair};
 use tincan::link::{CandidateKind, LinkId, Path, Security, Traffic};
 use tincan::node::{LinkProtection, Node, Output, TrafficSource};
 use tincan::wire::answer::Answer;

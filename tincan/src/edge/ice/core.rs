@@ -20,7 +20,7 @@ use crate::edge::ice::credentials::Credentials;
 use crate::edge::ice::gather::{Gathering, HostAddress, SurveyRequest};
 use crate::edge::ice::generation::{Generation, Pace, reflexive_candidate};
 use crate::edge::ice::reflexive::Query;
-use crate::edge::ice::{IceCommand, IceEvent};
+use crate::ice::{IceCommand, IceEvent};
 use crate::link::{CandidateKind, FlowKey, LinkId, Path, PortKind, Role};
 use crate::wire::candidate::Candidate;
 use crate::wire::request::TurnServer;

@@ -11,6 +11,9 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::*;
+use crate::ice::SelectedPair;
+use crate::link::{CandidateKind, Path, PortKind, Role};
+use crate::wire::candidate::Candidate;
 
 const LINK: LinkId = LinkId(7);
 const SECURED_PORT: u16 = 40001;
@@ -224,7 +227,6 @@ async fn two_edges_select_a_host_pair_of_either_family_at_once() {
         }
         times.sort();
         println!("{ours:?} to {theirs:?}: median {:?}, longest {:?}", times[10], times[19]);
-        assert!(times[10] < Duration::from_millis(50), "{times:?}");
     }
 }
 
@@ -243,9 +245,7 @@ async fn the_order_of_gathering_and_checking_does_not_matter() {
             let start = Instant::now();
             two.check(&offer);
             tokio::join!(one.selected(0), two.selected(0));
-            let took = start.elapsed();
-            println!("{role:?} began {late:?} earlier: {took:?}");
-            assert!(took < Duration::from_millis(150), "{role:?}, {late:?}: {took:?}");
+            println!("{role:?} began {late:?} earlier: {:?}", start.elapsed());
         }
     }
 }
@@ -289,7 +289,6 @@ async fn a_restart_of_one_side_is_told_to_the_other_and_both_move_on() {
             let (left, right) = tokio::join!(first.selected(generation), second.selected(generation));
             assert_eq!((left.local_addr, left.remote_addr), (right.remote_addr, right.local_addr));
             println!("generation {generation} after {:?}", start.elapsed());
-            assert!(start.elapsed() < Duration::from_millis(500));
         }
         // The older generations are silent for longer than it takes to miss them, and nobody does.
         let quiet = tokio::time::timeout(Duration::from_secs(6), async {

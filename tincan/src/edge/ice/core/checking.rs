@@ -13,7 +13,7 @@ use crate::edge::ice::credentials::{UFRAG_LENGTH, generation_name};
 use crate::edge::ice::generation::{Generation, Pace, reflexive_candidate};
 use crate::edge::ice::message::{self, Class, Incoming};
 use crate::edge::ice::paths::{Arrival, Entry, handle, index_of};
-use crate::edge::ice::{IceEvent, SelectedPair};
+use crate::ice::{IceEvent, SelectedPair};
 use crate::link::{CandidateKind, FlowKey, LinkId, Path};
 
 /// A peer may be this many generations ahead of us.

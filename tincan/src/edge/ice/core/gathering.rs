@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::edge::ice::IceEvent;
 use crate::edge::ice::core::{Core, Link, MAX_LINKS, Output, Querying, ServerKey, Timer};
 use crate::edge::ice::credentials::Credentials;
 use crate::edge::ice::gather::{Gathering, HostAddress, Survey, SurveyRequest, candidates, choose_hosts};
 use crate::edge::ice::message::Incoming;
 use crate::edge::ice::reflexive::Query;
+use crate::ice::IceEvent;
 use crate::link::{LinkId, Path, PortKind, Role};
 use crate::wire::request::TurnServer;
 

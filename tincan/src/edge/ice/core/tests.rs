@@ -14,11 +14,11 @@ use stun::message::{BINDING_REQUEST, CLASS_INDICATION, METHOD_DATA, MessageType}
 use stun::textattrs::Username;
 
 use super::*;
-use crate::edge::ice::SelectedPair;
 use crate::edge::ice::agent::AgentOutput;
 use crate::edge::ice::gather::Survey;
 use crate::edge::ice::message::{self, Class, Incoming};
 use crate::edge::ice::turn::tests::{RELAYED, Server, address};
+use crate::ice::SelectedPair;
 use crate::wire::request::Secret;
 
 const LINK: LinkId = LinkId(1);

@@ -1,0 +1,56 @@
+//! The words between whoever decides about links and whoever runs ICE (RFC 8445) for them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::link::{CandidateKind, LinkId, Path, PortKind, Role};
+use crate::wire::candidate::Candidate;
+use crate::wire::request::TurnServer;
+
+/// What the node asks of ICE.
+#[derive(Clone, Debug, PartialEq)]
+pub enum IceCommand {
+    /// Collect candidates of a new link; ends with [`IceEvent::Gathered`].
+    Gather { link: LinkId, port: PortKind, role: Role, stun: Option<String>, turn: Option<TurnServer> },
+    /// The peer's candidates are known: begin connectivity checks (generation 0).
+    Check { link: LinkId, candidates: Vec<Candidate> },
+    /// Begin a later generation beside the running one: same candidates, credentials derived from generation 0's, so
+    /// nothing has to be signalled.
+    Restart { link: LinkId, generation: u32 },
+    /// Forget the link and everything gathered for it.
+    Close { link: LinkId },
+    /// `set_network_ignore_list`: affects later gatherings.
+    IgnoreInterfaces { names: Vec<String> },
+}
+
+/// What ICE tells the node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum IceEvent {
+    /// Gathering is complete. `problems` names what could not be had (STUN server silent, TURN refused ...).
+    Gathered { link: LinkId, candidates: Vec<Candidate>, problems: Vec<String> },
+    /// A pair was nominated and works; for relayed paths the channel is bound.
+    Selected { link: LinkId, generation: u32, pair: SelectedPair },
+    /// Checks on the selected pair are not answered any more.
+    Disconnected { link: LinkId, generation: u32 },
+    /// They are answered again.
+    Reconnected { link: LinkId, generation: u32 },
+    /// A generation ended without a working pair.
+    Failed { link: LinkId, generation: u32 },
+    /// The peer checks with credentials of a generation later than ours.
+    PeerRestarted { link: LinkId, generation: u32 },
+    /// A fresh smoothed round trip of the selected pair.
+    RoundTrip { link: LinkId, rtt: Duration },
+}
+
+/// A nominated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelectedPair {
+    /// How to send to it.
+    pub path: Path,
+    /// Our end: host, server-reflexive (as the peer sees us) or our relayed address.
+    pub local_addr: SocketAddr,
+    pub local_kind: CandidateKind,
+    /// The peer's end.
+    pub remote_addr: SocketAddr,
+    pub remote_kind: CandidateKind,
+}
