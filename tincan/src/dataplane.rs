@@ -8,10 +8,7 @@ pub mod engine;
 pub mod gro;
 pub mod gso;
 pub mod kernel;
-mod packet;
 pub mod port;
-#[cfg(test)]
-mod samples;
 pub mod table;
 pub mod vnet;
 mod worker;
