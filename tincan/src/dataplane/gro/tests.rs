@@ -1,3 +1,5 @@
+//! Frames of many flows in, TAP writes out; a write split again must be the frames that went in.
+
 use super::*;
 use crate::dataplane::checksum::tests::{Splitmix, naive};
 use crate::dataplane::gso::tests::{Shape, Super, pseudo_bytes, split_all};

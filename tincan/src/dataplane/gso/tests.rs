@@ -1,3 +1,5 @@
+//! Super-frames in, wire frames out, checked field by field.
+
 use super::*;
 use crate::dataplane::checksum::tests::{Splitmix, naive};
 

@@ -1,0 +1,49 @@
+//! `ci`: everything a change must pass, cheapest first.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::{ebpf, setup, shell, test, tidy};
+
+/// Stops at the first step that fails.
+pub fn ci(workspace: &Path) -> anyhow::Result<()> {
+    step("setup", || setup::setup(workspace, false))?;
+    step("kernel programs' toolchain", || ebpf::require_toolchain(workspace).map(drop))?;
+    step("tidy", || tidy::tidy(workspace))?;
+    step("format", || {
+        shell::run(shell::cargo(workspace).args(["fmt", "--all", "--check"]))?;
+        shell::run(shell::cargo(&workspace.join("tincan-ebpf")).args(["fmt", "--check"]))
+    })?;
+    step("lints", || {
+        shell::run(
+            shell::cargo(workspace)
+                .args(["clippy", "--quiet", "--locked", "--release", "--workspace", "--all-targets"])
+                .args(["--", "-D", "warnings"]),
+        )
+    })?;
+    step("documents", || {
+        shell::run(
+            shell::cargo(workspace)
+                .args([
+                    "doc",
+                    "--quiet",
+                    "--locked",
+                    "--release",
+                    "--workspace",
+                    "--no-deps",
+                    "--document-private-items",
+                ])
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        )
+    })?;
+    step("tests", || test::test(workspace, false, &[]))
+}
+
+fn step(name: &'static str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    work().with_context(|| format!("{name}: not in order"))?;
+    println!("ci: {name} in order, {} s", start.elapsed().as_secs());
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! `ebpf`: the kernel programs before this kernel's verifier.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::object::Toolchain;
+use crate::{setup, shell};
+
+/// Builds the programs and prints a line for each.
+pub fn ebpf(workspace: &Path) -> anyhow::Result<()> {
+    setup::setup(workspace, false)?;
+    let toolchain = require_toolchain(workspace)?;
+    let object = toolchain.build(workspace).map_err(|output| anyhow::anyhow!("{output}"))?;
+    println!("object: {} bytes", object.metadata().context("the object is gone")?.len());
+    require_root("the verifier lets nobody else load programs")?;
+    shell::run(shell::cargo(workspace).args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "tincan",
+        "--example",
+        "verifier",
+    ]))
+}
+
+/// An error where the kernel programs cannot be built.
+pub fn require_toolchain(workspace: &Path) -> anyhow::Result<Toolchain> {
+    Toolchain::recorded(workspace)
+        .context("the kernel programs cannot be built here; the lines above say what is missing")
+}
+
+/// An error for anyone but root.
+pub fn require_root(why: &str) -> anyhow::Result<()> {
+    if !shell::is_root() {
+        bail!("run this as root: {why}");
+    }
+    Ok(())
+}

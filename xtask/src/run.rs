@@ -1,0 +1,30 @@
+//! `run`: the lab, which lives in the tests' crate.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::{ebpf, setup, shell};
+
+/// Sets up, builds, then becomes the lab.
+pub fn run(workspace: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    ebpf::require_root("network namespaces and TAPs need it")?;
+    setup::setup(workspace, false)?;
+    eprintln!("xtask: building (the first time takes some minutes)");
+    shell::run(shell::cargo(workspace).args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "tincan",
+        "--package",
+        "tincan-tests",
+        "--bins",
+    ]))?;
+    let lab = workspace.join("target/release/lab");
+    let error = Command::new(&lab).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", lab.display()))
+}

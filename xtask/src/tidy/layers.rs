@@ -1,0 +1,116 @@
+//! Dependencies point one way: codecs and the node know no edge, edges and engines never call the node.
+
+use super::{SourceFile, Violation};
+
+/// A layer by the start of its paths, and what it must not name.
+struct Rule {
+    layer: &'static [&'static str],
+    forbidden: &'static [&'static str],
+}
+
+const RULES: [Rule; 4] = [
+    Rule {
+        layer: &["tincan/src/wire", "tincan/src/link.rs", "tincan/src/ice.rs"],
+        forbidden: &[
+            "crate::node",
+            "crate::edge",
+            "crate::dataplane",
+            "crate::daemon",
+            "crate::dtls",
+            "crate::cli",
+            "crate::config",
+            "tokio",
+            "Instant::now",
+            "SystemTime::now",
+        ],
+    },
+    Rule {
+        layer: &["tincan/src/node"],
+        forbidden: &[
+            "crate::edge",
+            "crate::dataplane",
+            "crate::daemon",
+            "crate::dtls",
+            "crate::cli",
+            "crate::config",
+            "tokio",
+            "Instant::now",
+            "SystemTime::now",
+            "HashMap",
+            "HashSet",
+        ],
+    },
+    Rule {
+        layer: &["tincan/src/edge", "tincan/src/dataplane", "tincan/src/dtls"],
+        forbidden: &["crate::node", "crate::daemon", "crate::cli"],
+    },
+    Rule { layer: &["tincan/src/cli"], forbidden: &["crate::node", "crate::edge", "crate::dataplane"] },
+];
+
+/// Checks every file against the rules of its layer.
+pub fn check(files: &[SourceFile]) -> Vec<Violation> {
+    files.iter().flat_map(check_file).collect()
+}
+
+fn check_file(file: &SourceFile) -> Vec<Violation> {
+    let rules = RULES.iter().filter(|rule| rule.layer.iter().any(|layer| file.path.starts_with(layer)));
+    rules.flat_map(|rule| breaches(file, rule)).collect()
+}
+
+fn breaches(file: &SourceFile, rule: &Rule) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (number, line) in file.text.lines().enumerate() {
+        // Tests may set up what they like.
+        if line.starts_with("#[cfg(test)]") {
+            break;
+        }
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        for name in rule.forbidden.iter().filter(|name| names(line, name)) {
+            let sentence = format!("names {name}, which its layer must not know (ARCHITECTURE.md)");
+            violations.push(Violation::new(&file.path, number + 1, sentence));
+        }
+    }
+    violations
+}
+
+/// Whether a line has this path or word, and not a longer one that ends in it.
+fn names(line: &str, name: &str) -> bool {
+    let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(name).any(|(at, _)| {
+        let before = line[..at].chars().next_back().is_some_and(part_of_word);
+        let after = line[at + name.len()..].chars().next().is_some_and(part_of_word);
+        !before && !after
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(path: &str, text: &str) -> usize {
+        check_file(&SourceFile { path: path.to_owned(), text: text.to_owned() }).len()
+    }
+
+    #[test]
+    fn each_layer_is_kept_from_what_it_must_not_know() {
+        for (path, line) in [
+            ("tincan/src/wire/uid.rs", "use crate::node::Node;"),
+            ("tincan/src/wire/uid.rs", "async fn a() { tokio::time::sleep(b).await }"),
+            ("tincan/src/node.rs", "let now = Instant::now();"),
+            ("tincan/src/node/link.rs", "use crate::edge::tap::Tap;"),
+            ("tincan/src/edge/ice.rs", "use crate::node::Node;"),
+            ("tincan/src/dataplane/worker.rs", "crate::daemon::run()"),
+        ] {
+            assert_eq!(count(path, line), 1, "{path}: {line}");
+        }
+    }
+
+    #[test]
+    fn comments_tests_longer_names_and_the_daemon_are_free() {
+        assert_eq!(count("tincan/src/node.rs", "// tokio\nuse crate::ice::IceEvent;\nlet my_tokio = 1;\n"), 0);
+        assert_eq!(count("tincan/src/node.rs", "#[cfg(test)]\nmod tests { use tokio; }\n"), 0);
+        assert_eq!(count("tincan/src/daemon.rs", "use crate::node::Node;\nuse tokio::select;\n"), 0);
+    }
+}
