@@ -1,0 +1,113 @@
+//! Traffic between two namespaces: TCP throughput by iperf3, and payloads that are compared.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::netns::Namespace;
+use crate::ping::any_address;
+use crate::process::Process;
+use crate::scratch::Scratch;
+use crate::wait;
+
+/// A port nothing else in a namespace uses.
+const PORT: u16 = 5201;
+/// How long one payload may be under way.
+const PAYLOAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// TCP throughput from `client` to `target`, which is an address of `server`, in Gb/s as the receiver saw it.
+pub fn tcp_gbps(client: &Namespace, server: &Namespace, target: IpAddr, seconds: u32) -> Result<f64> {
+    let scratch = Scratch::new("iperf")?;
+    let log = scratch.path().join("server");
+    let options = format!("-s -1 -p {PORT} -B {target}").split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let table = if target.is_ipv4() { "tcp" } else { "tcp6" };
+    let listener = Process::start(server, Path::new("iperf3"), &options, &log)?;
+    let listens = || server.ports(table).is_ok_and(|ports| ports.contains(&PORT));
+    wait::until(Duration::from_secs(5), "iperf3 to listen", listens).with_context(|| listener.output())?;
+    let report = client.exec(&format!("iperf3 -J -c {target} -p {PORT} -t {seconds}"))?;
+    let report: Value = serde_json::from_str(&report).context("reading iperf3's report")?;
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 reports no throughput")?;
+    Ok(bits / 1e9)
+}
+
+/// Sends `payload` over a TCP connection to `target` and compares what comes back from an echo there.
+pub fn tcp_echo(client: &Namespace, server: &Namespace, target: IpAddr, payload: &[u8]) -> Result<()> {
+    let listener = server.enter(|| TcpListener::bind((target, 0)).context("listening"))?;
+    let address = listener.local_addr().context("the listener's address")?;
+    thread::scope(|scope| {
+        let echo = scope.spawn(move || -> Result<()> {
+            let (mut stream, _) = listener.accept().context("accepting")?;
+            stream.set_read_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).context("reading at the far end")?;
+            stream.write_all(&received).context("echoing")
+        });
+        let outcome = tcp_send_and_compare(client, address, payload);
+        // Where the connection itself failed, the echo still waits in accept: a connection of its own ends that.
+        if outcome.is_err() {
+            drop(server.enter(|| TcpStream::connect(address).context("ending the echo")));
+        }
+        outcome.and(echo.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+fn tcp_send_and_compare(client: &Namespace, address: SocketAddr, payload: &[u8]) -> Result<()> {
+    let connect =
+        || TcpStream::connect_timeout(&address, PAYLOAD_DEADLINE).with_context(|| format!("TCP to {address}"));
+    let mut stream = client.enter(connect)?;
+    stream.set_read_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
+    stream.set_write_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
+    stream.write_all(payload).context("sending")?;
+    stream.shutdown(std::net::Shutdown::Write).context("ending the sending")?;
+    let mut echoed = Vec::new();
+    stream.read_to_end(&mut echoed).context("reading the echo")?;
+    ensure!(echoed == payload, "{} bytes came back, not the {} sent", echoed.len(), payload.len());
+    Ok(())
+}
+
+/// A datagram socket to `target` in `client` and one bound to it in `server`.
+#[derive(Debug)]
+pub struct UdpFlow {
+    near: UdpSocket,
+    far: UdpSocket,
+    to: SocketAddr,
+}
+
+impl UdpFlow {
+    /// Opens both ends.
+    pub fn open(client: &Namespace, server: &Namespace, target: IpAddr) -> Result<Self> {
+        let far = server.enter(|| UdpSocket::bind((target, 0)).context("binding the far end"))?;
+        let near = client.enter(|| UdpSocket::bind((any_address(target), 0)).context("binding the near end"))?;
+        let to = far.local_addr().context("the far end's address")?;
+        far.set_read_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
+        near.set_read_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
+        Ok(Self { near, far, to })
+    }
+
+    /// Sends one datagram there and back and compares it at both ends.
+    pub fn round_trip(&self, payload: &[u8]) -> Result<()> {
+        self.near.send_to(payload, self.to).context("sending")?;
+        let mut buffer = vec![0; 1 << 16];
+        let (length, from) = self.far.recv_from(&mut buffer).context("receiving at the far end")?;
+        ensure!(&buffer[..length] == payload, "other bytes arrived at {}", self.to);
+        self.far.send_to(payload, from).context("sending back")?;
+        let length = self.near.recv(&mut buffer).context("receiving the answer")?;
+        ensure!(&buffer[..length] == payload, "other bytes came back from {}", self.to);
+        Ok(())
+    }
+}
+
+/// Bytes without a pattern that merging or padding could hide: a linear congruential sequence from `seed`.
+pub fn noise(length: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
+}
