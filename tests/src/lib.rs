@@ -8,6 +8,7 @@ pub mod controller;
 pub mod coturn;
 pub mod daemon;
 pub mod frames;
+pub mod lab;
 pub mod netns;
 pub mod packet;
 pub mod ping;
