@@ -104,10 +104,10 @@ pub fn plug_host(lan: &mut Lan, role: &str, number: u8, underlay: Underlay) -> R
         Underlay::Dual => &[&ip4, &ip6],
     };
     let host = Namespace::new(role)?;
-    if underlay == Underlay::Ipv4 {
-        host.exec("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")?;
-    }
     let cable = lan.plug(&host, "eth0", addresses)?;
+    if underlay == Underlay::Ipv4 {
+        host.exec("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1")?;
+    }
     Ok((host, cable))
 }
 
@@ -144,6 +144,9 @@ impl Homes {
         internet.address(&format!("{SERVER}/24"))?;
         let (alice, alice_router) = plug_home(&mut internet, "alice", 1, alice_nat)?;
         let (bob, bob_router) = plug_home(&mut internet, "bob", 2, bob_nat)?;
+        // Peers' private addresses are asked of the relay too: on a host without a default route its send fails, and
+        // coturn 4.6 closes an allocation whose send failed.
+        internet.namespace().exec("ip route add default via 198.51.100.1")?;
         Ok(Self { alice, bob, alice_router, bob_router, internet })
     }
 }

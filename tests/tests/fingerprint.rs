@@ -1,0 +1,167 @@
+//! A secured link that must not come up never passes a frame, least of all in the clear.
+//!
+//! ```text
+//!   alice eth0 --- switch --- eth0 bob      captured on alice's eth0
+//! ```
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use tincan_tests::capture::{Capture, holds};
+use tincan_tests::controller::{LinkPlan, Node, gather};
+use tincan_tests::ping::ping;
+use tincan_tests::rpc::RpcError;
+use tincan_tests::topology::{Pair, Underlay};
+use tincan_tests::wait;
+
+const MARKER: &[u8] = b"this must never be seen on the wire";
+
+/// `eth0` of alice over IPv4: Ethernet 14, IP 20, UDP 8.
+const UDP_PAYLOAD: usize = 42;
+
+struct Scene {
+    pair: Pair,
+    alice: Node,
+    bob: Node,
+    capture: Capture,
+}
+
+fn scene() -> Result<Scene> {
+    let pair = Pair::new(Underlay::Ipv4)?;
+    let (alice, bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
+    let capture = Capture::start(&pair.alice, "eth0", |_, _| true)?;
+    alice.map(&bob)?;
+    bob.map(&alice)?;
+    Ok(Scene { pair, alice, bob, capture })
+}
+
+/// Pings both ways, then makes sure that nothing of it was on the wire, nor any frame outside of DTLS.
+fn nothing_passes(scene: &Scene) -> Result<()> {
+    let Scene { pair, alice, bob, capture } = scene;
+    for (host, target) in [(&pair.alice, bob), (&pair.bob, alice)] {
+        let targets: [IpAddr; 2] = [target.ip4.into(), target.ip6.into()];
+        for target in targets {
+            let report = ping(host, target, 20, Duration::from_millis(10), MARKER)?;
+            ensure!(report.lost == report.sent, "a ping to {target} was answered");
+        }
+    }
+    for frame in capture.frames() {
+        ensure!(!holds(&frame.bytes, MARKER), "a payload was on the wire");
+        let is_plain_frame = frame.bytes.get(23) == Some(&17) && frame.bytes.get(UDP_PAYLOAD) == Some(&0x08);
+        ensure!(!is_plain_frame, "a plain frame was on the wire");
+    }
+    Ok(())
+}
+
+fn never_said_online(node: &mut Node) -> Result<()> {
+    for received in node.door.drain()? {
+        let json = received.json().unwrap_or_default();
+        ensure!(json["type"] != "con_stat" || json["data"] != "online", "said online: {json}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_fingerprint_on_one_side_passes_nothing() -> Result<()> {
+    for wrong_at_controlling_side in [true, false] {
+        let mut scene = scene()?;
+        let (for_b, for_a) = gather_with_wrong_fingerprint(&mut scene, wrong_at_controlling_side)?;
+        let Scene { alice, bob, .. } = &scene;
+        let plan = LinkPlan::secured();
+        bob.create_link(alice, &plan, &for_b)?;
+        alice.create_link(bob, &plan, &for_a)?;
+        // The handshake is tried and fails on both sides: one finds the fingerprint wrong, the other is told.
+        for (node, peer) in [(alice, bob), (bob, alice)] {
+            wait::until(Duration::from_secs(10), "the session's end", || {
+                node.peer(peer).is_ok_and(|peer| peer.text("phase") == "ended")
+            })?;
+        }
+        let reasons = [alice.peer(bob)?.text("reason").to_owned(), bob.peer(alice)?.text("reason").to_owned()];
+        ensure!(
+            reasons.iter().any(|reason| reason.contains("fingerprint")),
+            "nobody names the fingerprint: {reasons:?}"
+        );
+        nothing_passes(&scene)?;
+        never_said_online(&mut scene.alice)?;
+        never_said_online(&mut scene.bob)?;
+    }
+    Ok(())
+}
+
+/// `create_link` without candidates on both sides, one of them with a fingerprint that is nobody's.
+fn gather_with_wrong_fingerprint(scene: &mut Scene, at_bob: bool) -> Result<(String, String)> {
+    let Scene { alice, bob, .. } = scene;
+    let plan = LinkPlan::secured();
+    let wrong = ["AB"; 32].join(":");
+    for (node, peer, is_bob) in [(&*alice, &*bob, false), (&*bob, &*alice, true)] {
+        let mut params = node.link_params(peer, &plan, "");
+        if is_bob == at_bob {
+            params["fpr"] = json!(wrong);
+        }
+        node.daemon.call("create_link", &params)?;
+    }
+    Ok((alice.candidates(bob)?, bob.candidates(alice)?))
+}
+
+#[test]
+fn null_short_and_missing_fingerprints_are_refused_with_a_reason() -> Result<()> {
+    let scene = scene()?;
+    let Scene { alice, bob, .. } = &scene;
+    let null = ["00"; 32].join(":");
+    let sha1 = ["AB"; 20].join(":");
+    for fingerprint in [null.as_str(), "", "AB:CD", "not a fingerprint", sha1.as_str(), &bob.fingerprint[..92]] {
+        let mut params = alice.link_params(bob, &LinkPlan::secured(), "");
+        params["fpr"] = json!(fingerprint);
+        let refusal = alice.daemon.call("create_link", &params).err();
+        let refusal = refusal.as_ref().and_then(|error| error.downcast_ref::<RpcError>());
+        ensure!(
+            refusal.is_some_and(|error| error.message.contains("fpr")),
+            "{fingerprint:?} was not refused with a reason: {refusal:?}"
+        );
+        ensure!(!alice.peer(bob)?.has_link(), "a link exists after {fingerprint:?}");
+    }
+    nothing_passes(&scene)
+}
+
+#[test]
+fn a_link_secured_on_one_side_only_passes_nothing() -> Result<()> {
+    for alice_secured in [true, false] {
+        let mut scene = scene()?;
+        let plans = if alice_secured {
+            [LinkPlan::secured(), LinkPlan::plain()]
+        } else {
+            [LinkPlan::plain(), LinkPlan::secured()]
+        };
+        let Scene { alice, bob, .. } = &mut scene;
+        alice.create_link(bob, &plans[0], "")?;
+        bob.create_link(alice, &plans[1], "")?;
+        let (of_alice, of_bob) = (alice.candidates(bob)?, bob.candidates(alice)?);
+        for (node, peer, plan, cas) in [(&*alice, &*bob, &plans[0], &of_bob), (&*bob, &*alice, &plans[1], &of_alice)] {
+            let refusal = node.create_link(peer, plan, cas).map_err(|error| error.to_string());
+            ensure!(refusal.as_ref().is_err_and(|error| error.contains("sec")), "not refused: {refusal:?}");
+            // The 2014 door says nothing about it, and nothing changes either.
+            let mut call = node.link_params(peer, plan, cas);
+            call["m"] = json!("create_link");
+            node.door.send(&call)?;
+        }
+        nothing_passes(&scene)?;
+        never_said_online(&mut scene.alice)?;
+        never_said_online(&mut scene.bob)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_good_fingerprint_on_both_sides_shows_that_the_capture_would_have_seen_it() -> Result<()> {
+    let Scene { pair, mut alice, mut bob, capture } = scene()?;
+    let (for_b, for_a) = gather(&mut alice, &mut bob, &LinkPlan::plain())?;
+    let results: [Value; 2] =
+        [alice.create_link(&bob, &LinkPlan::plain(), &for_a)?, bob.create_link(&alice, &LinkPlan::plain(), &for_b)?];
+    ensure!(results.iter().all(|result| result["done"] == true), "{results:?}");
+    alice.door.status(Duration::from_secs(10), &bob.uid, "online")?;
+    bob.door.status(Duration::from_secs(10), &alice.uid, "online")?;
+    ensure!(ping(&pair.alice, bob.ip4.into(), 5, Duration::from_millis(10), MARKER)?.lost == 0);
+    wait::until(Duration::from_secs(5), "the pings on the wire", || capture.count_holding(MARKER) == 10)
+}
