@@ -42,7 +42,7 @@ pub enum Output {
         path: Path,
         datagram: Vec<u8>,
     },
-    /// Look addresses and names up; the answer comes back through [`Core::surveyed`].
+    /// Look addresses and names up; the answer comes back through [`Core::handle_survey`].
     Survey(SurveyRequest),
     StartAgent(Setup),
     /// Hand an agent a message.
