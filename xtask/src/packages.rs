@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
@@ -41,15 +42,20 @@ pub fn is_available(package: &str) -> bool {
     candidate.is_some_and(|version| version != "(none)")
 }
 
-/// Fetches the lists of packages.
+/// Fetches the lists of packages, once: what is on the disk may be older than the packages wanted.
 pub fn update() -> anyhow::Result<()> {
+    static FETCHED: AtomicBool = AtomicBool::new(false);
+    if FETCHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     println!("setup: fetching the lists of packages");
     shell::run(apt().arg("update").arg("-qq"))
         .context("the lists of packages could not be fetched: is there a network?")
 }
 
-/// Installs packages without starting the services in them.
+/// Installs packages, or newer versions of them, without starting the services in them.
 pub fn install(packages: &[String]) -> anyhow::Result<()> {
+    update()?;
     println!("setup: installing {}", packages.join(" "));
     let _policy = ServicePolicy::forbid()?;
     shell::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))

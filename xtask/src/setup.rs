@@ -69,9 +69,6 @@ fn obtain(missing: &[String], dry_run: bool) -> anyhow::Result<()> {
     if !shell::is_root() {
         bail!("packages are missing; run this as root, or let someone who may run\n    {by_hand}");
     }
-    if missing.iter().any(|package| !packages::is_available(package)) {
-        packages::update()?;
-    }
     packages::install(missing).with_context(|| format!("try it by hand: {by_hand}"))
 }
 
@@ -138,12 +135,15 @@ fn llvm_version(verbose: &str) -> Option<u32> {
 
 fn install_compiler() -> anyhow::Result<Compiler> {
     let may_install = shell::is_root() && packages::has_apt();
-    if may_install && !packages::is_available(DEBIAN_COMPILER[0]) {
+    if may_install {
         packages::update()?;
     }
     if may_install && DEBIAN_COMPILER.iter().all(|package| packages::is_available(package)) {
-        packages::install(&packages::missing(DEBIAN_COMPILER))?;
-        return distribution_compiler().context("Debian's rustc-web is installed but lacks the source of core");
+        packages::install(&DEBIAN_COMPILER.map(str::to_owned))?;
+        if let Some(compiler) = distribution_compiler() {
+            return Ok(compiler);
+        }
+        println!("setup: this release's {} is too old for the kernel programs", DEBIAN_COMPILER[0]);
     }
     if shell::find("rustup").is_some() {
         println!("setup: fetching a nightly Rust with the source of core");
@@ -165,9 +165,11 @@ fn install_linker(compiler: &Compiler) -> anyhow::Result<PathBuf> {
     let library = format!("llvm-{llvm}-dev");
     if packages::has_apt() {
         let missing = packages::missing([library.as_str()]);
-        let can_install = shell::is_root() && packages::is_available(&library);
-        if !missing.is_empty() && can_install {
-            packages::install(&missing)?;
+        if !missing.is_empty() && shell::is_root() {
+            packages::update()?;
+            if packages::is_available(&library) {
+                packages::install(&missing)?;
+            }
         }
     }
     let prefix = format!("/usr/lib/llvm-{llvm}");
