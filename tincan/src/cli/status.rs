@@ -66,6 +66,8 @@ struct Peer {
     reason: String,
     security: String,
     engine: String,
+    /// Holds the ICE password: shown only while the peer still needs it.
+    offer: Option<String>,
     setup_ms: Option<u64>,
     path: Option<Path>,
 }
@@ -127,7 +129,7 @@ fn write_peers(text: &mut String, peers: &[Peer]) -> std::fmt::Result {
 }
 
 fn write_peer(text: &mut String, peer: &Peer) -> std::fmt::Result {
-    let Peer { uid, ip4, status, phase, reason, security, engine, setup_ms, path } = peer;
+    let Peer { uid, ip4, status, phase, reason, security, engine, offer, setup_ms, path } = peer;
     let short = uid.get(..SHORT_UID).unwrap_or(uid);
     write!(text, "\n{short}  {}  {status}", ip4.as_deref().unwrap_or("no address (set_remote_ip)"))?;
     let Some(phase) = phase else {
@@ -139,6 +141,12 @@ fn write_peer(text: &mut String, peer: &Peer) -> std::fmt::Result {
     text.push('\n');
     if !reason.is_empty() {
         writeln!(text, "          {reason}")?;
+    }
+    if let Some(offer) = offer.as_ref().filter(|_| phase.starts_with("waiting")) {
+        writeln!(
+            text,
+            "          by hand, on the peer: tincan call create_link uid=<this node's> ... cas=\"{offer}\""
+        )?;
     }
     if let Some(Path { local_addr, local_kind, remote_addr, remote_kind, .. }) = path {
         let (local_kind, remote_kind) = (kind_for_people(local_kind), kind_for_people(remote_kind));
@@ -207,6 +215,10 @@ mod tests {
             "security": "none", "setup_ms": null, "phase": "checking", "reason": "no pair has answered yet",
             "engine": "user", "path": null,
         });
+        let waiting = json!({
+            "uid": "d1158e6c1b708a72c6c28485f4b5856d841f1d28", "status": "offline", "security": "none",
+            "phase": "waiting for the peer's candidates", "reason": "", "offer": "AB:CD 1:2:3", "engine": "user",
+        });
         let linkless = json!({"uid": "e0158e6c1b708a72c6c28485f4b5856d841f1d28", "status": "offline"});
         let expected = "\
 node         27bfb1be555a4d5026464af41794985a046965ff
@@ -216,7 +228,7 @@ TAP          ipop  02:00:00:00:00:01
 UDP ports    4000 secured links, 4001 plain links
 fast path    attached
 
-peers        3, online 1
+peers        4, online 1
 
 c5158e6c  172.31.0.2  online
           relayed: no direct check was answered
@@ -228,6 +240,10 @@ d0158e6c  172.31.0.3  offline (checking)
           no pair has answered yet
           security none, engine user
 
+d1158e6c  no address (set_remote_ip)  offline (waiting for the peer's candidates)
+          by hand, on the peer: tincan call create_link uid=<this node's> ... cas=\"AB:CD 1:2:3\"
+          security none, engine user
+
 e0158e6c  no address (set_remote_ip)  offline
           no link: its controller or ours has not called create_link
 
@@ -235,7 +251,7 @@ counters
   calls       12
   udp_frames  3
 ";
-        assert_eq!(render(answer(UID, &json!([online, checking, linkless]))).unwrap(), expected);
+        assert_eq!(render(answer(UID, &json!([online, checking, waiting, linkless]))).unwrap(), expected);
     }
 
     #[test]
