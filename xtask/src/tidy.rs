@@ -2,6 +2,7 @@
 
 mod documents;
 mod layers;
+mod lines;
 mod source;
 
 use std::fmt;

@@ -1,5 +1,6 @@
 //! Dependencies point one way: codecs and the node know no edge, edges and engines never call the node.
 
+use super::lines::lines;
 use super::{SourceFile, Violation};
 
 /// A layer by the start of its paths, and what it must not name.
@@ -58,21 +59,49 @@ fn check_file(file: &SourceFile) -> Vec<Violation> {
 }
 
 fn breaches(file: &SourceFile, rule: &Rule) -> Vec<Violation> {
+    let imports = grouped_imports(&file.text);
     let mut violations = Vec::new();
-    for (number, line) in file.text.lines().enumerate() {
-        // Tests may set up what they like.
-        if line.starts_with("#[cfg(test)]") {
-            break;
-        }
-        if line.trim_start().starts_with("//") {
-            continue;
-        }
-        for name in rule.forbidden.iter().filter(|name| names(line, name)) {
+    // Tests may set up what they like.
+    for line in lines(file).filter(|line| !line.is_comment && !line.is_test) {
+        let grouped = imports.iter().filter(|(number, _)| *number == line.number).map(|(_, path)| path.as_str());
+        let texts: Vec<&str> = grouped.chain([line.text]).collect();
+        for name in rule.forbidden.iter().filter(|name| texts.iter().any(|text| names(text, name))) {
             let sentence = format!("names {name}, which its layer must not know (ARCHITECTURE.md)");
-            violations.push(Violation::new(&file.path, number + 1, sentence));
+            violations.push(Violation::new(&file.path, line.number, sentence));
         }
     }
     violations
+}
+
+/// The modules of `use crate::{a::B, c}` as `crate::a` and `crate::c`, each with its line.
+fn grouped_imports(text: &str) -> Vec<(usize, String)> {
+    const START: &str = "crate::{";
+    text.match_indices(START).flat_map(|(at, _)| members(text, at + START.len())).collect()
+}
+
+fn members(text: &str, start: usize) -> Vec<(usize, String)> {
+    let mut line = 1 + text[..start].matches('\n').count();
+    let (mut depth, mut is_module, mut found) = (1, true, Vec::new());
+    let mut module = String::new();
+    for character in text[start..].chars() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 1 && is_module && (character.is_alphanumeric() || character == '_') {
+            module.push(character);
+        } else if !module.is_empty() {
+            found.push((line, format!("crate::{}", std::mem::take(&mut module))));
+            is_module = false;
+        }
+        if depth == 0 {
+            break;
+        }
+        is_module |= depth == 1 && character == ',';
+        line += usize::from(character == '\n');
+    }
+    found
 }
 
 /// Whether a line has this path or word, and not a longer one that ends in it.
@@ -97,11 +126,14 @@ mod tests {
     fn each_layer_is_kept_from_what_it_must_not_know() {
         for (path, line) in [
             ("tincan/src/wire/uid.rs", "use crate::node::Node;"),
-            ("tincan/src/wire/uid.rs", "async fn a() { tokio::time::sleep(b).await }"),
+            ("tincan/src/wire/uid.rs", "fn a() { tokio::spawn(b); }"),
             ("tincan/src/node.rs", "let now = Instant::now();"),
             ("tincan/src/node/link.rs", "use crate::edge::tap::Tap;"),
             ("tincan/src/edge/ice.rs", "use crate::node::Node;"),
             ("tincan/src/dataplane/worker.rs", "crate::daemon::run()"),
+            ("tincan/src/dataplane/worker.rs", "use crate::{daemon::run, link::{LinkId, Path}};"),
+            ("tincan/src/dataplane/worker.rs", "use crate::{\n    link::{LinkId, Path},\n    node,\n};"),
+            ("tincan/src/dataplane/worker.rs", "#[cfg(test)]\nmod tests;\n\nuse crate::node::Node;"),
         ] {
             assert_eq!(count(path, line), 1, "{path}: {line}");
         }
@@ -111,6 +143,8 @@ mod tests {
     fn comments_tests_longer_names_and_the_daemon_are_free() {
         assert_eq!(count("tincan/src/node.rs", "// tokio\nuse crate::ice::IceEvent;\nlet my_tokio = 1;\n"), 0);
         assert_eq!(count("tincan/src/node.rs", "#[cfg(test)]\nmod tests { use tokio; }\n"), 0);
+        assert_eq!(count("tincan/src/edge/ice.rs", "use crate::{ice::{node, Event}, link};\n"), 0);
+        assert_eq!(count("tincan/src/edge/ice/tests.rs", "use crate::node::Node;\n"), 0);
         assert_eq!(count("tincan/src/daemon.rs", "use crate::node::Node;\nuse tokio::select;\n"), 0);
     }
 }
