@@ -9,6 +9,7 @@ mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod toolchain;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -28,17 +28,27 @@ pub fn cargo(workspace: &Path) -> Command {
     command
 }
 
-/// A program in `PATH`, or in cargo's own directory of binaries.
+/// The first program of this name.
 pub fn find(program: &str) -> Option<PathBuf> {
+    find_all(program).next()
+}
+
+/// Programs of this name in `PATH`, in cargo's own directory of binaries, and where programs of root are.
+pub fn find_all(program: &str) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(program))
-        .find(|candidate| candidate.is_file())
+    let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
+    directories.extend(cargo_home.map(|home| home.join("bin")));
+    directories.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let candidates = directories.into_iter().map(|directory| directory.join(program)).collect::<Vec<_>>();
+    candidates.into_iter().filter(|candidate| candidate.is_file())
+}
+
+/// One line of progress for the person who waits.
+pub fn say(line: &str) {
+    eprintln!("setup: {line}");
 }
 
 /// Whether this process is root's.
