@@ -26,6 +26,13 @@ pub fn ebpf(workspace: &Path) -> anyhow::Result<()> {
     ]))
 }
 
+/// Fails at any warning in the kernel programs; the distribution's compiler comes without clippy.
+pub fn deny_warnings(workspace: &Path) -> anyhow::Result<()> {
+    let mut command = require_toolchain(workspace)?.command(workspace);
+    // Cargo's own setting: it neither reaches the source of `core` nor builds anything anew.
+    shell::run(command.args(["--quiet", "--locked", "-Zwarnings"]).env("CARGO_BUILD_WARNINGS", "deny"))
+}
+
 /// An error where the kernel programs cannot be built.
 pub fn require_toolchain(workspace: &Path) -> anyhow::Result<Toolchain> {
     Toolchain::recorded(workspace)

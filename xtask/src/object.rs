@@ -2,9 +2,9 @@
 //!
 //! Shared by xtask and the build script of the `tincan` crate, which includes this file: standard library only.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{fs, io};
 
 /// Where the record stands, from the workspace's root. Not in git: it describes one machine.
 pub const RECORD: &str = "target/ebpf-toolchain";
@@ -52,29 +52,37 @@ impl Toolchain {
 
     /// Compiles `tincan-ebpf` (about 40 s the first time) and returns the object's path; the error is cargo's output.
     pub fn build(&self, workspace: &Path) -> Result<PathBuf, String> {
+        let mut command = self.command(workspace);
+        let output = command.output().map_err(|error| format!("cannot run {}: {error}", self.cargo.display()))?;
+        if output.status.success() {
+            Ok(target_dir(workspace).join(TARGET).join("release/tincan-ebpf"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// The cargo that compiles `tincan-ebpf`.
+    pub fn command(&self, workspace: &Path) -> Command {
         let Self { cargo, rustc, linker } = self;
-        let target_dir = workspace.join("target/ebpf");
         let mut command = Command::new(cargo);
         for variable in OUTER_VARIABLES {
             command.env_remove(variable);
         }
         let arch = std::env::consts::ARCH;
         let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")].join("\x1f");
-        let output = command
+        command
             .args(["build", "--release", "-Zbuild-std=core", "--target", TARGET, "--target-dir"])
-            .arg(&target_dir)
+            .arg(target_dir(workspace))
             .current_dir(workspace.join("tincan-ebpf"))
             .env("RUSTC", rustc)
             // Distribution compilers are stable ones; build-std needs the unstable flags in rustc and cargo.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags)
-            .output()
-            .map_err(|error: io::Error| format!("cannot run {}: {error}", cargo.display()))?;
-        if output.status.success() {
-            Ok(target_dir.join(TARGET).join("release/tincan-ebpf"))
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
+            .env("CARGO_ENCODED_RUSTFLAGS", flags);
+        command
     }
+}
+
+fn target_dir(workspace: &Path) -> PathBuf {
+    workspace.join("target/ebpf")
 }

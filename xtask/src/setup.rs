@@ -76,7 +76,9 @@ fn install(missing: &[String]) -> anyhow::Result<()> {
     }
     let by_hand = packages::by_hand(missing);
     if !shell::is_root() {
-        bail!("packages are missing; run this as root, or let someone who may run\n    {by_hand}");
+        let toolchain = toolchain::next_step().err();
+        let toolchain = toolchain.map(|error| format!("\nand, for the kernel programs: {error}")).unwrap_or_default();
+        bail!("packages are missing; run this as root, or let someone who may run\n    {by_hand}{toolchain}");
     }
     packages::install(missing).with_context(|| format!("try it by hand: {by_hand}"))
 }
