@@ -1,5 +1,6 @@
 //! `run`: the lab, which lives in the tests' crate.
 
+use std::env;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +25,8 @@ pub fn run(workspace: &Path, arguments: &[String]) -> anyhow::Result<()> {
         "tincan-tests",
         "--bins",
     ]))?;
-    let lab = workspace.join("target/release/lab");
+    // Beside this program, wherever cargo's target directory is.
+    let lab = env::current_exe().context("cannot tell where this program is")?.with_file_name("lab");
     let error = Command::new(&lab).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", lab.display()))
 }

@@ -1,12 +1,20 @@
 //! `test`: every test of the workspace, counted.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
+use std::{env, fs};
 
 use anyhow::{Context, bail};
 
 use crate::{ebpf, setup, shell};
+
+/// Where `ip netns` keeps its handles, and how the bench's begin (`tests/src/netns.rs`).
+const NAMESPACES: (&str, &str) = ("/run/netns", "tct-");
+/// Tests of one binary at a time, where `RUST_TEST_THREADS` does not say: each scenario is several hosts with clocks of
+/// their own, and dozens at once would be late for each other.
+const THREADS: &str = "2";
 
 /// Results of one or more test binaries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,30 +34,61 @@ pub fn test(workspace: &Path, without_ebpf: bool, arguments: &[String]) -> anyho
     // The scenario tests run the daemon, which cargo builds for its own crate's tests only.
     let build = ["build", "--quiet", "--locked", "--release", "--workspace", "--bins"];
     shell::run(shell::cargo(workspace).args(build))?;
+    let before = abandoned_namespaces();
+    let total = run_tests(workspace, arguments);
+    let left: Vec<String> = abandoned_namespaces().difference(&before).cloned().collect();
+    if !left.is_empty() {
+        println!("test: namespaces are left behind, `ip netns del` removes them: {}", left.join(" "));
+    }
+    let (Tally { passed, failed, skipped }, succeeded) = total?;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if failed > 0 {
+        bail!("tests failed");
+    }
+    if !succeeded {
+        bail!("cargo test failed: a test program did not compile or did not end by itself");
+    }
+    if passed == 0 {
+        bail!("no test ran");
+    }
+    if !left.is_empty() {
+        bail!("the tests left namespaces behind");
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, passing its output on; the sum of its results and whether it succeeded.
+fn run_tests(workspace: &Path, arguments: &[String]) -> anyhow::Result<(Tally, bool)> {
     let mut child = shell::cargo(workspace)
         .args(["test", "--locked", "--release", "--workspace", "--no-fail-fast"])
         .args(arguments)
+        .env("RUST_TEST_THREADS", env::var_os("RUST_TEST_THREADS").unwrap_or_else(|| THREADS.into()))
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot run cargo test")?;
     let mut total = Tally::default();
     if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines() {
+        for line in BufReader::new(output).split(b'\n') {
             let line = line.context("cannot read what cargo test prints")?;
+            let line = String::from_utf8_lossy(&line);
             println!("{line}");
             total = total.and(Tally::of(&line).unwrap_or_default());
         }
     }
-    let status = child.wait()?;
-    let Tally { passed, failed, skipped } = total;
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    if failed > 0 || !status.success() {
-        bail!("tests failed");
-    }
-    if passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    Ok((total, child.wait()?.success()))
+}
+
+/// Namespaces of the bench whose maker no longer runs. Those of a run beside this one are not ours.
+fn abandoned_namespaces() -> BTreeSet<String> {
+    let (directory, prefix) = NAMESPACES;
+    let Ok(entries) = fs::read_dir(directory) else { return BTreeSet::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| {
+            let maker = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next());
+            maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+        })
+        .collect()
 }
 
 impl Tally {
