@@ -74,8 +74,8 @@ pub fn by_hand() -> String {
 
 /// Takes every step. Lists of packages must be fresh.
 pub fn obtain() -> anyhow::Result<Toolchain> {
-    // Compiler, linker, and the look at the result.
-    for _ in 0..3 {
+    // Packages, nightly where they do not do, linker, and the look at the result.
+    for _ in 0..4 {
         let step = next_step()?;
         shell::say(&format!("the kernel programs' toolchain: {step}"));
         match step {
