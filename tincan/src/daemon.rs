@@ -109,10 +109,12 @@ impl Daemon {
         let tap = Tap::create(&config.tap)?;
         let mac = tap.mac();
         let fast_path = host::start_fast_path(config.fast_path, &config.tap)?;
-        let secured = UdpPort::bind(PortKind::Secured, config.secured_port)
-            .with_context(|| format!("cannot bind UDP port {} for secured links", config.secured_port))?;
-        let plain = UdpPort::bind(PortKind::Plain, config.plain_port)
-            .with_context(|| format!("cannot bind UDP port {} for plain links", config.plain_port))?;
+        let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
+            format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
+        })?;
+        let plain = UdpPort::bind(PortKind::Plain, config.plain_port).with_context(|| {
+            format!("cannot bind UDP port {}: choose another with --plain-port, or 0 for any", config.plain_port)
+        })?;
         let ports = Arc::new(Ports { secured, plain });
         let ice = IceEdge::start(
             IceConfig {
