@@ -23,9 +23,15 @@ impl Daemon {
                 tracing::info!(%to, kind, "not sent: no XMPP service is connected; use overlay_id 0");
             }
             Output::Ice(command) => self.ice.command(command),
-            Output::OpenLink { link, uid, role, protection } => self.open_link(link, uid, role, protection),
+            Output::OpenLink { link, uid, role, protection } => {
+                tracing::info!(%link, %uid, "new link");
+                self.open_link(link, uid, role, protection);
+            }
             Output::SetSendTag { link, vni } => self.engine.command(Command::SetSendTag { link, tag: vni }),
-            Output::SetPath { link, path } => self.engine.command(Command::SetPath { link, path }),
+            Output::SetPath { link, path } => {
+                tracing::info!(%link, remote = %path.remote, relayed = path.relay.is_some(), "path");
+                self.engine.command(Command::SetPath { link, path });
+            }
             Output::SetForwarding { link, enabled } => self.engine.command(Command::SetForwarding { link, enabled }),
             Output::RemoveLink { link } => self.engine.command(Command::RemoveLink { link }),
             Output::MapPeer { uid, ip4, ip6 } => self.engine.command(Command::MapPeer { uid, ip4, ip6 }),
@@ -37,8 +43,8 @@ impl Daemon {
     fn notify(&mut self, notification: &Notification) {
         if let Notification::ConnectionStatus { uid, status } = notification {
             match status {
-                LinkStatus::Online | LinkStatus::Offline => tracing::info!(%uid, ?status, "link"),
-                LinkStatus::Unknown => tracing::debug!(%uid, ?status, "link"),
+                LinkStatus::Online | LinkStatus::Offline => tracing::info!(%uid, status = status.name(), "link"),
+                LinkStatus::Unknown => tracing::debug!(%uid, status = status.name(), "link"),
             }
         }
         match self.callback {

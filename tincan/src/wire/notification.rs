@@ -19,3 +19,15 @@ pub enum LinkStatus {
     /// Readable or writable, not both yet.
     Unknown,
 }
+
+impl LinkStatus {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::Unknown => "unknown",
+        }
+    }
+}

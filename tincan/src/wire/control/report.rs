@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::wire::candidate::{kind_name, security_name};
-use crate::wire::notification::{LinkStatus, Notification};
+use crate::wire::notification::Notification;
 use crate::wire::state::{LinkState, LocalState, PathState, PeerState};
 
 /// The round trip reported before one is known, in ms: where the 2014 daemon's smoothing started.
@@ -60,11 +60,7 @@ pub fn peer_state(peer: &PeerState, with_stats: bool) -> Value {
 pub fn notification(notification: &Notification) -> Value {
     match notification {
         Notification::ConnectionStatus { uid, status } => {
-            let data = match status {
-                LinkStatus::Online => "online",
-                LinkStatus::Offline => "offline",
-                LinkStatus::Unknown => "unknown",
-            };
+            let data = status.name();
             json!({"type": "con_stat", "uid": uid.to_string(), "data": data})
         }
         Notification::Message { kind, uid, data } => json!({"type": kind, "uid": uid.to_string(), "data": data}),
@@ -115,6 +111,7 @@ mod tests {
     use crate::wire::uid::Uid;
 
     use super::*;
+    use crate::wire::notification::LinkStatus;
 
     const UID: &str = "c5158e6c1b708a72c6c28485f4b5856d841f1d28";
 
