@@ -54,13 +54,15 @@ pub enum Verdict {
     WrongSource,
     /// A record that could not be opened: forged, replayed, damaged, out of its time.
     NotAuthentic,
-    /// The TAP refused the frame.
+    /// The TAP refused the frame, or a super-frame of several.
     Undeliverable,
+    /// A datagram of the network under the overlay that came through the overlay itself.
+    Looped,
 }
 
 impl Verdict {
     /// Every verdict, in order of its number.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Sent,
         Self::Delivered,
         Self::ArpAnswered,
@@ -87,6 +89,7 @@ impl Verdict {
         Self::WrongSource,
         Self::NotAuthentic,
         Self::Undeliverable,
+        Self::Looped,
     ];
 
     /// How many there are.
@@ -128,6 +131,7 @@ impl Verdict {
             Self::WrongSource => "wrong_source",
             Self::NotAuthentic => "not_authentic",
             Self::Undeliverable => "undeliverable",
+            Self::Looped => "looped",
         }
     }
 }

@@ -61,30 +61,12 @@ pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
     let mut daemon = Daemon::start(config, log, engine_events, ice_events)?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     daemon.announce();
-    loop {
-        let deadline = daemon.node.poll_timeout().map(tokio::time::Instant::from_std);
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            input = daemon.udp.recv() => daemon.handle_udp(input).await,
-            call = daemon.unix.recv() => daemon.handle_unix(call).await,
-            Some(event) = engine_inbox.recv() => {
-                daemon.handle_engine(event)?;
-                for _ in 0..EVENT_BURST {
-                    let Ok(event) = engine_inbox.try_recv() else { break };
-                    daemon.handle_engine(event)?;
-                }
-            }
-            Some(event) = ice_inbox.recv() => daemon.node.handle_ice(Instant::now(), event),
-            () = wait_until(deadline) => daemon.node.handle_timeout(Instant::now()),
-        }
-        daemon.carry_out_all();
-    }
+    let result = daemon.serve(&mut engine_inbox, &mut ice_inbox).await;
+    // Who waits for room in these gets an error instead, and can end.
+    drop((engine_inbox, ice_inbox));
     daemon.stop();
-    Ok(())
+    result
 }
 
 async fn wait_until(deadline: Option<tokio::time::Instant>) {
@@ -144,6 +126,38 @@ impl Daemon {
             fast_path,
             counters: host::LoopCounters::default(),
         })
+    }
+
+    /// Until a signal, or until a part of the daemon failed.
+    async fn serve(
+        &mut self,
+        engine_inbox: &mut mpsc::Receiver<EngineEvent>,
+        ice_inbox: &mut mpsc::Receiver<IceEvent>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+        loop {
+            let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                input = self.udp.recv() => self.handle_udp(input).await,
+                call = self.unix.recv() => self.handle_unix(call).await,
+                event = engine_inbox.recv() => {
+                    self.handle_engine(event.context("the data plane is gone; its last words are in the log")?)?;
+                    for _ in 0..EVENT_BURST {
+                        let Ok(event) = engine_inbox.try_recv() else { break };
+                        self.handle_engine(event)?;
+                    }
+                }
+                event = ice_inbox.recv() => {
+                    let event = event.context("the ICE task is gone; its last words are in the log")?;
+                    self.node.handle_ice(Instant::now(), event);
+                }
+                () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
+            }
+            self.carry_out_all();
+        }
     }
 
     fn announce(&self) {
@@ -208,6 +222,10 @@ impl Daemon {
             EngineEvent::Control { flow, to, payload } => self.ice.handle_datagram(flow, to, payload),
             EngineEvent::Established { link } => tracing::debug!(%link, "DTLS handshake done"),
             EngineEvent::Authenticated { link } => self.node.handle_authenticated(now, link),
+            EngineEvent::SessionTimedOut { link } => {
+                tracing::info!(%link, "the DTLS handshake came to nothing; it is tried anew when there is a path");
+                self.node.handle_session_timed_out(link);
+            }
             EngineEvent::SessionEnded { link, reason } => {
                 tracing::info!(%link, reason, "secured session ended");
                 self.node.handle_session_ended(now, link, reason);

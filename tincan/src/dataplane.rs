@@ -32,6 +32,8 @@ pub enum Command {
     AddLink { link: LinkId, uid: Uid, protection: Protection },
     /// The 24-bit tag the peer of a plain link wants in frames to it.
     SetSendTag { link: LinkId, tag: u32 },
+    /// A fresh session for a secured link whose handshake came to nothing.
+    RenewSession { link: LinkId, session: Box<Session> },
     /// ICE validated a path; a DTLS session starts its handshake on the first one and moves to later ones.
     SetPath { link: LinkId, path: Path },
     /// Frames flow (`true`) or are dropped because the peer does not answer (`false`).
@@ -63,6 +65,8 @@ pub enum EngineEvent {
     Established { link: LinkId },
     /// The first authenticated frame or control record of the peer arrived.
     Authenticated { link: LinkId },
+    /// The handshake, or the peer's first record after it, did not come in time. A fresh session may do better.
+    SessionTimedOut { link: LinkId },
     /// The session ended: `close_notify`, an alert, a wrong fingerprint. It does not come back.
     SessionEnded { link: LinkId, reason: String },
     /// A frame for a destination no link leads to, as the 40-byte uid header and the frame.

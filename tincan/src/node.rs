@@ -39,6 +39,8 @@ pub enum Output {
     OpenLink { link: LinkId, uid: Uid, role: Role, protection: LinkProtection },
     /// The tag the peer of a plain link wants to see is known.
     SetSendTag { link: LinkId, vni: u32 },
+    /// A fresh session for a link whose handshake came to nothing.
+    RenewSession { link: LinkId, role: Role, expected: Fingerprint },
     /// ICE validated this path; a secured link begins its handshake on the first.
     SetPath { link: LinkId, path: Path },
     /// Let frames flow, or drop them.
@@ -103,6 +105,7 @@ pub struct Node {
     settings: Settings,
     addresses: BTreeMap<Uid, RemoteIp>,
     owner_of_ip4: BTreeMap<Ipv4Addr, Uid>,
+    owner_of_ip6: BTreeMap<Ipv6Addr, Uid>,
     links: BTreeMap<Uid, Link>,
     uid_of_link: BTreeMap<LinkId, Uid>,
     next_link: u32,
@@ -119,6 +122,7 @@ impl Node {
             settings: Settings::default(),
             addresses: BTreeMap::new(),
             owner_of_ip4: BTreeMap::new(),
+            owner_of_ip6: BTreeMap::new(),
             links: BTreeMap::new(),
             uid_of_link: BTreeMap::new(),
             next_link: 1,
@@ -176,6 +180,12 @@ impl Node {
     pub fn handle_authenticated(&mut self, now: Instant, link: LinkId) {
         let Some(uid) = self.uid_of_link.get(&link).copied() else { return };
         self.with_link(uid, |link, outputs| link.handle_authenticated(now, outputs));
+    }
+
+    /// A secured link's handshake, or the peer's first record after it, did not come in time.
+    pub fn handle_session_timed_out(&mut self, link: LinkId) {
+        let Some(uid) = self.uid_of_link.get(&link).copied() else { return };
+        self.with_link(uid, Link::handle_session_timed_out);
     }
 
     /// A secured link's session ended; only `trim_link` and `create_link` bring the link back.

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use tincan::ice::IceCommand;
-use tincan::link::{LinkId, PortKind, Role, Security, Traffic};
+use tincan::ice::{IceCommand, IceEvent, SelectedPair};
+use tincan::link::{CandidateKind, LinkId, Path, PortKind, Role, Security, Traffic};
 use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, TrafficSource};
 use tincan::wire::answer::Answer;
 use tincan::wire::fingerprint::{Fingerprint, FingerprintKind};
@@ -200,4 +200,61 @@ fn an_asked_for_uid_is_reported_even_when_unknown_and_addresses_stay_verbatim() 
     };
     assert_eq!((state.local.uid, state.local.ip4.as_str()), (None, "172.31.0.100"));
     assert_eq!(state.local.fingerprint.len(), 59);
+}
+
+#[test]
+fn a_handshake_that_came_to_nothing_begins_anew_as_soon_as_there_is_a_path() {
+    let mut node = node();
+    let candidate = "AAAAAAAA:1:udp:192.0.2.7:4000:2130706431:userfrag:passwordpasswordpassword:local:eth0:0:1";
+    let mut call = create(7, Security::Dtls, Some(Fingerprint::Sha256([7; 32])));
+    call.cas = candidate.to_owned();
+    assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+    let link = outputs(&mut node)
+        .into_iter()
+        .find_map(|output| if let Output::OpenLink { link, .. } = output { Some(link) } else { None })
+        .unwrap();
+    let now = Instant::now();
+    let remote_addr = "192.0.2.7:4000".parse().unwrap();
+    let pair = SelectedPair {
+        path: Path { remote: remote_addr, source: None, relay: None },
+        local_addr: "192.0.2.5:4000".parse().unwrap(),
+        local_kind: CandidateKind::Host,
+        remote_addr,
+        remote_kind: CandidateKind::Host,
+    };
+    node.handle_ice(now, IceEvent::Gathered { link, candidates: Vec::new(), problems: Vec::new() });
+    node.handle_ice(now, IceEvent::Selected { link, generation: 0, pair });
+    outputs(&mut node);
+    let renewals = |node: &mut Node| {
+        outputs(node)
+            .iter()
+            .filter(|output| matches!(output, Output::RenewSession { role: Role::Controlled, .. }))
+            .count()
+    };
+    node.handle_session_timed_out(link);
+    assert_eq!(renewals(&mut node), 1, "at once while the path works");
+    node.handle_ice(now, IceEvent::Disconnected { link, generation: 0 });
+    node.handle_session_timed_out(link);
+    assert_eq!(renewals(&mut node), 0, "not into silence");
+    node.handle_ice(now, IceEvent::Reconnected { link, generation: 0 });
+    assert_eq!(renewals(&mut node), 1, "when the path works again");
+    node.handle_session_ended(now, link, "wrong fingerprint".to_owned());
+    node.handle_session_timed_out(link);
+    assert_eq!(renewals(&mut node), 0, "a session that was refused does not come back");
+}
+
+#[test]
+fn two_peers_never_share_an_inner_address() {
+    let mut node = node();
+    assert_eq!(ask(&mut node, remote_ip(7, 7)), Answer::Done);
+    let mut second = RemoteIp {
+        uid: uid(8),
+        ip4: Ipv4Addr::new(172, 16, 0, 8),
+        ip4_text: "172.16.0.8".to_owned(),
+        ip6: Ipv6Addr::from(7_u128 << 64),
+        ip6_text: "0:0:0:7::".to_owned(),
+    };
+    assert!(refused(&ask(&mut node, Request::SetRemoteIp(second.clone()))), "the IPv6 address is taken");
+    second.ip6 = Ipv6Addr::from(8_u128 << 64);
+    assert_eq!(ask(&mut node, Request::SetRemoteIp(second)), Answer::Done);
 }

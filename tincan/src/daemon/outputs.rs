@@ -5,6 +5,7 @@ use crate::dataplane::{Command, Protection};
 use crate::dtls::Session;
 use crate::link::{LinkId, Role};
 use crate::node::{LinkProtection, Output};
+use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::{LinkStatus, Notification};
 use crate::wire::uid::Uid;
 
@@ -26,6 +27,11 @@ impl Daemon {
             Output::OpenLink { link, uid, role, protection } => {
                 tracing::info!(%link, %uid, "new link");
                 self.open_link(link, uid, role, protection);
+            }
+            Output::RenewSession { link, role, expected } => {
+                if let Some(session) = self.new_session(link, role, expected) {
+                    self.engine.command(Command::RenewSession { link, session });
+                }
             }
             Output::SetSendTag { link, vni } => self.engine.command(Command::SetSendTag { link, tag: vni }),
             Output::SetPath { link, path } => {
@@ -57,17 +63,23 @@ impl Daemon {
         let protection = match protection {
             LinkProtection::Plain { receive_vni } => Protection::Plain { receive_tag: receive_vni },
             LinkProtection::Dtls { expected } => {
-                let Some(identity) = &self.identity else { return };
-                match Session::new(identity, role, expected) {
-                    Ok(session) => Protection::Dtls(Box::new(session)),
-                    Err(error) => {
-                        let reason = format!("cannot make a DTLS session: {error}");
-                        self.node.handle_session_ended(std::time::Instant::now(), link, reason);
-                        return;
-                    }
-                }
+                let Some(session) = self.new_session(link, role, expected) else { return };
+                Protection::Dtls(session)
             }
         };
         self.engine.command(Command::AddLink { link, uid, protection });
+    }
+
+    /// A session for a link; without one, the link is over.
+    fn new_session(&mut self, link: LinkId, role: Role, expected: Fingerprint) -> Option<Box<Session>> {
+        let identity = self.identity.as_ref()?;
+        match Session::new(identity, role, expected) {
+            Ok(session) => Some(Box::new(session)),
+            Err(error) => {
+                let reason = format!("cannot make a DTLS session: {error}");
+                self.node.handle_session_ended(std::time::Instant::now(), link, reason);
+                None
+            }
+        }
     }
 }

@@ -16,6 +16,9 @@ use crate::dataplane::{Command, EngineEvent};
 use crate::edge::tap::Tap;
 use crate::link::{LinkId, Traffic};
 
+/// Most frames of the controller that wait for the worker.
+const MAX_INJECTIONS: u64 = 1024;
+
 /// What the engine is made with.
 pub struct EngineConfig {
     /// The device frames come from and go to.
@@ -50,7 +53,7 @@ impl Engine {
         Ok(Self { inbox, wake, figures, links: Mutex::default(), thread: Some(thread) })
     }
 
-    /// Hands a command to the worker; commands are carried out in order, and before later datagrams.
+    /// Hands a command to the worker; commands are carried out in order.
     pub fn command(&self, command: Command) {
         let figures = match &command {
             Command::AddLink { link, .. } => {
@@ -59,10 +62,12 @@ impl Engine {
                 Some(figures)
             }
             Command::RemoveLink { link } => self.links().remove(link),
+            Command::Inject { .. } if !self.figures.injection_waits() => return,
             Command::SetLocal(_)
             | Command::SetSwitchMode { .. }
             | Command::MapPeer { .. }
             | Command::SetSendTag { .. }
+            | Command::RenewSession { .. }
             | Command::SetPath { .. }
             | Command::SetForwarding { .. }
             | Command::Inject { .. } => None,
@@ -108,11 +113,28 @@ impl Drop for Engine {
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     verdicts: [AtomicU64; Verdict::COUNT],
+    /// Frames of the controller on their way to the worker.
+    injections: AtomicU64,
 }
 
 impl Figures {
     pub(super) fn count(&self, verdict: Verdict, times: u64) {
         self.verdicts[verdict.index()].fetch_add(times, Ordering::Relaxed);
+    }
+
+    /// Takes a place for a frame of the controller; without one the frame is lost and counted.
+    fn injection_waits(&self) -> bool {
+        let room = self.injections.fetch_add(1, Ordering::Relaxed) < MAX_INJECTIONS;
+        if !room {
+            self.injections.fetch_sub(1, Ordering::Relaxed);
+            self.count(Verdict::Undeliverable, 1);
+        }
+        room
+    }
+
+    /// The worker has taken one.
+    pub(super) fn injection_taken(&self) {
+        self.injections.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn read(&self, verdict: Verdict) -> u64 {

@@ -3,7 +3,10 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::{setsockopt_impl, sockopt_impl};
@@ -19,6 +22,9 @@ const SOCKET_BUFFER: usize = 8 << 20;
 /// Longest wait for room in the socket's buffer; frames behind it then wait in the TAP's queue.
 const SEND_PATIENCE_MS: u8 = 20;
 
+/// After so many bursts in a row the offload is taken to be missing.
+const MAX_OFFLOAD_FAILURES: u32 = 16;
+
 /// Length of a `ChannelData` header in bytes (RFC 8656 section 12.4).
 pub const CHANNEL_HEADER_LEN: usize = 4;
 
@@ -31,10 +37,22 @@ sockopt_impl!(Ipv6MtuDiscover, SetOnly, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCO
 pub struct UdpPort {
     kind: PortKind,
     socket: Socket,
-    state: UdpSocketState,
+    /// Replaced after a refusal: the crate takes any EINVAL for "no segmentation offload" and would never try it again.
+    state: ArcSwap<UdpSocketState>,
+    /// Bursts in a row that only went out one by one.
+    offload_failures: AtomicU32,
     number: u16,
     /// The socket is an IPv6 one, so IPv4 destinations are written as IPv4-mapped addresses (RFC 4291).
     dual_stack: bool,
+}
+
+/// What to do while the socket's buffer is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Wait a moment: the frames behind then wait in the TAP's queue, where TCP notices.
+    Wait,
+    /// Lose the datagram.
+    Never,
 }
 
 /// A burst as it came in: one or more datagrams of one sender, each `stride` bytes but the last.
@@ -60,15 +78,10 @@ impl UdpPort {
             }
             Err(error) => return Err(error),
         };
-        let state = UdpSocketState::new((&socket).into())?;
-        setsockopt(&socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
-        if dual_stack {
-            setsockopt(&socket, Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_DONT)?;
-            setsockopt(&socket, sockopt::Ipv6DontFrag, &false)?;
-        }
+        let state = ArcSwap::from_pointee(open_state(&socket, dual_stack)?);
         enlarge_buffers(&socket)?;
         let number = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
-        Ok(Self { kind, socket, state, number, dual_stack })
+        Ok(Self { kind, socket, state, offload_failures: AtomicU32::new(0), number, dual_stack })
     }
 
     /// Which of the two it is.
@@ -86,25 +99,32 @@ impl UdpPort {
     /// Most datagrams one [`UdpPort::send`] takes.
     #[must_use]
     pub fn max_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.state.load().max_gso_segments()
     }
 
-    /// Sends datagrams of `segment` bytes each (the last may be shorter) straight to `path.remote` or to its relay. What
-    /// has to go through a TURN channel must have its header already.
-    pub fn send(&self, path: &Path, datagrams: &[u8], segment: usize) -> io::Result<()> {
+    /// Sends datagrams of `segment` bytes each (the last may be shorter) straight to `path.remote` or to its relay; returns
+    /// how many went out. What has to go through a TURN channel must have its header already.
+    pub fn send(&self, path: &Path, datagrams: &[u8], segment: usize, patience: Patience) -> usize {
         let destination = self.on_socket(path.relay.map_or(path.remote, |hop| hop.server));
+        let one = |datagram: &[u8]| self.send_once(destination, path.source, datagram, None, patience);
         if datagrams.len() <= segment {
-            return self.send_patiently(destination, path.source, datagrams, None);
+            return usize::from(one(datagrams).is_ok());
         }
         if self.max_segments() > 1 {
-            match self.send_patiently(destination, path.source, datagrams, Some(segment)) {
-                Ok(()) => return Ok(()),
+            match self.send_once(destination, path.source, datagrams, Some(segment), patience) {
+                Ok(()) => {
+                    self.offload_failures.store(0, Ordering::Relaxed);
+                    return datagrams.len().div_ceil(segment);
+                }
                 // The device has no checksum offload, or the path's MTU is smaller than a segment: `udp(7)`.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {}
-                Err(error) => return Err(error),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {
+                    self.offload_failures.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => return 0,
             }
         }
-        datagrams.chunks(segment).try_for_each(|datagram| self.send_patiently(destination, path.source, datagram, None))
+        // The first that cannot go out ends the burst: the rest would fare no better, and waiting for each adds up.
+        datagrams.chunks(segment).take_while(|datagram| one(datagram).is_ok()).count()
     }
 
     /// Receives bursts, one into each buffer; `WouldBlock` when there is none.
@@ -112,7 +132,7 @@ impl UdpPort {
         bursts.clear();
         let mut metas = [RecvMeta::default(); quinn_udp::BATCH_SIZE];
         let most = buffers.len().min(metas.len());
-        let count = self.state.recv((&self.socket).into(), &mut buffers[..most], &mut metas[..most])?;
+        let count = self.state.load().recv((&self.socket).into(), &mut buffers[..most], &mut metas[..most])?;
         bursts.extend(metas[..count].iter().map(|meta| Burst {
             from: canonical(meta.addr),
             to: meta.dst_ip.map(|ip| ip.to_canonical()),
@@ -122,22 +142,46 @@ impl UdpPort {
         Ok(())
     }
 
-    fn send_patiently(
+    fn send_once(
         &self,
         destination: SocketAddr,
         source: Option<IpAddr>,
         contents: &[u8],
         segment_size: Option<usize>,
+        patience: Patience,
     ) -> io::Result<()> {
         let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: source };
-        match self.state.try_send((&self.socket).into(), &transmit) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        let result = self.try_send(&transmit);
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && patience == Patience::Wait => {
                 let mut writable = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                 poll(&mut writable, PollTimeout::from(SEND_PATIENCE_MS))?;
-                self.state.try_send((&self.socket).into(), &transmit)
+                self.try_send(&transmit)
+            }
+            // The local address is gone: let the kernel choose another.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && source.is_some() => {
+                self.try_send(&quinn_udp::Transmit { src_ip: None, ..transmit })
             }
             result => result,
         }
+        .inspect_err(|error| tracing::trace!(%destination, %error, "not sent"))
+    }
+
+    fn try_send(&self, transmit: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+        // Linux refuses port 0 with EINVAL.
+        if transmit.destination.port() == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let result = self.state.load().try_send((&self.socket).into(), transmit);
+        let refused =
+            result.as_ref().is_err_and(|error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)));
+        if refused && self.offload_failures.load(Ordering::Relaxed) < MAX_OFFLOAD_FAILURES {
+            match open_state(&self.socket, self.dual_stack) {
+                Ok(state) => self.state.store(Arc::new(state)),
+                Err(error) => tracing::debug!(%error, "segmentation offload stays off"),
+            }
+        }
+        result
     }
 
     fn on_socket(&self, address: SocketAddr) -> SocketAddr {
@@ -186,9 +230,7 @@ impl Transmit for Ports {
                 &wrapped
             }
         };
-        if let Err(error) = self.of(port).send(path, datagram, datagram.len()) {
-            tracing::trace!(remote = %path.remote, %error, "not sent");
-        }
+        self.of(port).send(path, datagram, datagram.len(), Patience::Never);
     }
 }
 
@@ -215,6 +257,17 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
     }
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// The crate's view of the socket; making it sets options, of which the path-MTU ones are not wanted here.
+fn open_state(socket: &Socket, dual_stack: bool) -> io::Result<UdpSocketState> {
+    let state = UdpSocketState::new(socket.into())?;
+    setsockopt(socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
+    if dual_stack {
+        setsockopt(socket, Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_DONT)?;
+        setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;
+    }
+    Ok(state)
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
@@ -265,13 +318,29 @@ mod tests {
         let (a, b) = (UdpPort::bind(PortKind::Secured, 0).unwrap(), UdpPort::bind(PortKind::Plain, 0).unwrap());
         for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let burst: Vec<u8> = (0..250_u16).map(|n| u8::try_from(n % 251).unwrap()).collect();
-            a.send(&loopback(&b, ip), &burst, 100).unwrap();
+            assert_eq!(a.send(&loopback(&b, ip), &burst, 100, Patience::Wait), 3);
             let got = receive_all(&b, 3);
             let from = SocketAddr::new(ip, a.local_port());
             let expected: Vec<(SocketAddr, Vec<u8>)> =
                 burst.chunks(100).map(|datagram| (from, datagram.to_vec())).collect();
             assert_eq!(got, expected);
         }
+    }
+
+    #[test]
+    fn a_refused_datagram_does_not_end_the_segmentation_of_others() {
+        let (a, b) = (UdpPort::bind(PortKind::Secured, 0).unwrap(), UdpPort::bind(PortKind::Plain, 0).unwrap());
+        let before = a.max_segments();
+        assert!(before > 1, "this kernel has UDP_SEGMENT");
+        let good = loopback(&b, Ipv4Addr::LOCALHOST.into());
+        let elsewhere =
+            Path { source: Some("2001:db8::77".parse().unwrap()), ..loopback(&b, Ipv6Addr::LOCALHOST.into()) };
+        let nowhere = Path { remote: "127.0.0.1:0".parse().unwrap(), ..good };
+        assert_eq!(a.send(&nowhere, &[1; 300], 100, Patience::Wait), 0);
+        assert_eq!(a.send(&elsewhere, &[2; 300], 100, Patience::Wait), 3, "the kernel chooses another source");
+        assert_eq!(a.max_segments(), before);
+        assert_eq!(a.send(&good, &[3; 300], 100, Patience::Wait), 3);
+        assert_eq!(receive_all(&b, 6).len(), 6);
     }
 
     #[test]

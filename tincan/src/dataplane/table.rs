@@ -2,7 +2,7 @@
 //! sender. Pure; the worker owns it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tincan_common::frame::ETHERNET_LEN;
 use tincan_common::verdict::Verdict;
@@ -102,6 +102,11 @@ impl Table {
     /// The link to this peer.
     pub fn link_of(&self, uid: Uid) -> Option<LinkId> {
         self.links.get(&uid).copied()
+    }
+
+    /// Whether this is one of the own inner addresses.
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.local.is_some_and(|local| ip == local.ip4 || ip == local.ip6)
     }
 
     /// Every mapped peer, by uid.

@@ -43,6 +43,12 @@ const RECEIVE_BUFFER_LEN: usize = 1 << 16;
 /// A vnet header and the longest super-frame.
 const TAP_BUFFER_LEN: usize = (1 << 16) + 256;
 
+/// Commands carried out before the network gets its turn.
+const COMMAND_BUDGET: usize = 256;
+
+/// Places in the control loop's queue that only events which must arrive may take.
+const RESERVED_EVENTS: usize = 256;
+
 /// Pause before an event is offered again to a control loop that was too busy.
 const EVENT_RETRY: Duration = Duration::from_millis(5);
 
@@ -64,8 +70,8 @@ pub(super) struct Worker {
     table: Table,
     links: HashMap<LinkId, Link>,
     flows: HashMap<FlowKey, LinkId>,
-    /// Links with a handshake or a greeting under way.
-    restless: BTreeSet<LinkId>,
+    /// When links with a handshake or a greeting under way are to be looked at.
+    timers: BTreeSet<(Instant, LinkId)>,
     early: EarlyDatagrams,
     limiter: Limiter,
     batch: Batch,
@@ -106,7 +112,7 @@ impl Worker {
             table: Table::default(),
             links: HashMap::new(),
             flows: HashMap::new(),
-            restless: BTreeSet::new(),
+            timers: BTreeSet::new(),
             early: EarlyDatagrams::default(),
             limiter: Limiter::new(now()),
             coalescer: Coalescer::new(offloads),
@@ -168,12 +174,9 @@ impl Worker {
 
     fn timeout(&self) -> PollTimeout {
         let now = now();
-        let links = self.restless.iter().filter_map(|id| match &self.links.get(id)?.protection {
-            Guard::Dtls(secured) => secured.deadline(now),
-            Guard::Plain { .. } => None,
-        });
+        let due = self.timers.first().map(|(at, _)| *at);
         let retry = (!self.unsent_events.is_empty()).then(|| now + EVENT_RETRY);
-        match links.chain(retry).min() {
+        match due.into_iter().chain(retry).min() {
             None => PollTimeout::NONE,
             // Rounded up, so that what was waited for is due.
             Some(at) => {
@@ -186,16 +189,22 @@ impl Worker {
     fn take_commands(&mut self) -> Flow {
         // It only wakes; how often it was written says nothing.
         let _ = self.wake.read();
-        while let Ok(instruction) = self.inbox.try_recv() {
-            match instruction {
-                Instruction::Command { command, figures } => self.carry_out(command, figures),
-                Instruction::Stop => {
+        for _ in 0..COMMAND_BUDGET {
+            match self.inbox.try_recv() {
+                Ok(Instruction::Command { command, figures }) => self.carry_out(command, figures),
+                Ok(Instruction::Stop) => {
                     self.batch.flush();
                     return Flow::Stop;
+                }
+                Err(_) => {
+                    self.batch.flush();
+                    return Flow::Continue;
                 }
             }
         }
         self.batch.flush();
+        // There may be more; the network gets its turn first. It fails only when it is awake anyway.
+        let _ = self.wake.write(1);
         Flow::Continue
     }
 
@@ -214,6 +223,12 @@ impl Worker {
                     *send_tag = Some(tag);
                 }
             }
+            Command::RenewSession { link, session } => {
+                if let Some(Guard::Dtls(secured)) = self.links.get_mut(&link).map(|link| &mut link.protection) {
+                    secured.renew(*session);
+                    self.start_session(link);
+                }
+            }
             Command::SetPath { link, path } => self.set_path(link, path),
             Command::SetForwarding { link, enabled } => {
                 if let Some(link) = self.links.get_mut(&link) {
@@ -221,25 +236,36 @@ impl Worker {
                 }
             }
             Command::RemoveLink { link } => self.remove_link(link),
-            Command::Inject { frame } => self.inject(frame),
+            Command::Inject { frame } => {
+                self.figures.injection_taken();
+                self.inject(frame);
+            }
         }
     }
 
     fn set_path(&mut self, id: LinkId, path: crate::link::Path) {
         let Some(link) = self.links.get_mut(&id) else { return };
         let (flow, retired) = link.set_path(path);
-        if let Guard::Dtls(secured) = &mut link.protection {
-            secured.session.start(None);
-        }
         if let Some(retired) = retired.filter(|retired| self.flows.get(retired) == Some(&id)) {
             self.flows.remove(&retired);
         }
         self.flows.insert(flow, id);
-        self.settle(id);
+        self.start_session(id);
         for mut datagram in self.early.take(now(), flow) {
             self.take_data(flow, &mut datagram);
         }
         self.write_frames();
+    }
+
+    /// Begins the handshake of a link that has a path and has not begun.
+    fn start_session(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.path.is_some()
+            && let Guard::Dtls(secured) = &mut link.protection
+        {
+            secured.session.start(None);
+        }
+        self.settle(id);
     }
 
     fn remove_link(&mut self, id: LinkId) {
@@ -248,7 +274,11 @@ impl Worker {
         }
         self.settle(id);
         let Some(link) = self.links.remove(&id) else { return };
-        self.restless.remove(&id);
+        if let Guard::Dtls(secured) = &link.protection
+            && let Some(at) = secured.timer
+        {
+            self.timers.remove(&(at, id));
+        }
         if self.table.link_of(link.uid) == Some(id) {
             self.table.remove_link(link.uid);
         }
@@ -261,15 +291,14 @@ impl Worker {
 
     /// Does what time asks of links with a handshake or a greeting under way.
     fn tend_links(&mut self) {
-        if self.restless.is_empty() {
-            return;
-        }
-        let restless: Vec<LinkId> = self.restless.iter().copied().collect();
-        for id in restless {
-            if let Some(Guard::Dtls(secured)) = self.links.get_mut(&id).map(|link| &mut link.protection)
-                && secured.session.timeout().is_some_and(|left| left.is_zero())
-            {
-                secured.session.handle_timeout();
+        let now = now();
+        while let Some((at, id)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, id));
+            if let Some(Guard::Dtls(secured)) = self.links.get_mut(&id).map(|link| &mut link.protection) {
+                secured.timer = None;
+                if secured.session.timeout().is_some_and(|left| left.is_zero()) {
+                    secured.session.handle_timeout();
+                }
             }
             self.settle(id);
         }
@@ -288,8 +317,13 @@ impl Worker {
                     secured.begin_greeting(now);
                     EngineEvent::Established { link: id }
                 }
+                SessionEvent::TimedOut => EngineEvent::SessionTimedOut { link: id },
                 SessionEvent::Ended { reason } => EngineEvent::SessionEnded { link: id, reason },
             });
+        }
+        if secured.greeted_in_vain(now) {
+            secured.session.close();
+            events.push(EngineEvent::SessionTimedOut { link: id });
         }
         let drops = secured.new_drops();
         figures.add_dropped(drops);
@@ -298,11 +332,11 @@ impl Worker {
             let Some(path) = path else { continue };
             self.batch.send_record(&Target { port, path, figures: figures.clone() }, &datagram);
         }
-        if secured.deadline(now).is_some() {
-            self.restless.insert(id);
-        } else {
-            self.restless.remove(&id);
+        let deadline = secured.deadline(now);
+        if let Some(at) = std::mem::replace(&mut secured.timer, deadline) {
+            self.timers.remove(&(at, id));
         }
+        self.timers.extend(deadline.map(|at| (at, id)));
         for event in events {
             self.tell(event);
         }
@@ -325,7 +359,8 @@ impl Worker {
 
     /// An event that may be lost, as the datagram it stands for may.
     fn offer(&self, event: EngineEvent, taken: Verdict, lost: Verdict) {
-        let verdict = if self.events.try_send(event).is_ok() { taken } else { lost };
+        let room = self.events.capacity() > RESERVED_EVENTS;
+        let verdict = if room && self.events.try_send(event).is_ok() { taken } else { lost };
         self.figures.count(verdict, 1);
     }
 }

@@ -55,6 +55,8 @@ pub struct Session {
 pub enum SessionEvent {
     /// Both certificates have the fingerprints the controllers told.
     Established,
+    /// The handshake did not finish in time; a fresh session may do better.
+    TimedOut,
     /// The session is over and does not come back.
     Ended { reason: String },
 }
@@ -164,7 +166,8 @@ impl Session {
     pub fn handle_timeout(&mut self) {
         let Phase::Handshaking { deadline } = self.phase else { return };
         if ffi::now() >= deadline {
-            self.end(format!("the DTLS handshake did not finish within {} s", HANDSHAKE_LIMIT.as_secs()));
+            self.phase = Phase::Ended;
+            self.events.push_back(SessionEvent::TimedOut);
         } else if let Err(errors) = ffi::handle_timeout(self.stream.ssl_mut()) {
             self.end(format!("the DTLS handshake cannot go on: {errors}"));
         }

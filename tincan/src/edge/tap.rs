@@ -18,6 +18,7 @@ const USO6: libc::c_ulong = 0x40;
 const TUNSETOFFLOAD: libc::c_ulong = nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>());
 
 nix::ioctl_write_int_bad!(set_offload, TUNSETOFFLOAD);
+nix::ioctl_write_ptr_bad!(set_hwaddr, libc::SIOCSIFHWADDR, libc::ifreq);
 
 /// A TAP of our own; it goes when this is dropped.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl Tap {
         // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, so it has exactly one owner again.
         let file = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
         let segments_udp = offload(&file).context("cannot set the TAP's offloads")?;
-        let mac = mac_of(name)?;
+        let mac = set_mac(&file).context("cannot set the TAP's Ethernet address")?;
         Ok(Self { name: name.to_owned(), mac, segments_udp, file })
     }
 
@@ -58,7 +59,7 @@ impl Tap {
         &self.name
     }
 
-    /// The device's Ethernet address, chosen by the kernel.
+    /// The device's Ethernet address, random and locally administered.
     #[must_use]
     pub fn mac(&self) -> [u8; 6] {
         self.mac
@@ -103,12 +104,22 @@ fn offload(file: &OwnedFd) -> io::Result<bool> {
     Ok(false)
 }
 
-fn mac_of(name: &str) -> anyhow::Result<[u8; 6]> {
-    nix::ifaddrs::getifaddrs()
-        .context("cannot list the network devices")?
-        .filter(|device| device.interface_name == name)
-        .find_map(|device| device.address?.as_link_addr()?.addr())
-        .with_context(|| format!("the TAP {name} has no Ethernet address"))
+/// Gives the device an address of its own. One that was set stays: udev replaces only those the kernel made up
+/// (`addr_assign_type`, systemd.link(5) `MACAddressPolicy`), and frames are written to this one.
+fn set_mac(file: &OwnedFd) -> anyhow::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    getrandom::fill(&mut mac).map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
+    // Locally administered, not a group (IEEE 802).
+    mac[0] = mac[0] & 0xfc | 0x02;
+    let mut hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in hwaddr.sa_data.iter_mut().zip(mac) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let request =
+        libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_hwaddr: hwaddr } };
+    // SAFETY: the descriptor is open and a TAP's, which this request addresses whatever the name; it reads `request` only.
+    unsafe { set_hwaddr(file.as_raw_fd(), &raw const request) }?;
+    Ok(mac)
 }
 
 #[cfg(test)]
@@ -132,7 +143,10 @@ mod tests {
     fn a_tap_is_made_once_and_goes_when_dropped() {
         in_own_namespace(|| {
             let tap = Tap::create("tincan-t0").unwrap();
-            assert_ne!(tap.mac(), [0; 6]);
+            let listed = nix::ifaddrs::getifaddrs().unwrap().find(|device| device.interface_name == "tincan-t0");
+            let listed = listed.and_then(|device| device.address?.as_link_addr()?.addr());
+            assert_eq!(listed, Some(tap.mac()));
+            assert_eq!(tap.mac()[0] & 3, 2, "locally administered, not a group");
             assert!(tap.segments_udp(), "this kernel is newer than 6.2");
             let refusal = Tap::create("tincan-t0").unwrap_err().to_string();
             assert!(refusal.contains("exists already"), "{refusal}");

@@ -128,7 +128,7 @@ impl Node {
         let CreateLink { uid, fingerprint_text, fingerprint: _, overlay, stun, turn, security, cas: _ } = call;
         self.outputs.push_back(Output::OpenLink { link: id, uid, role, protection });
         self.outputs.push_back(Output::Ice(IceCommand::Gather { link: id, port: security.port(), role, stun, turn }));
-        let parameters = LinkParameters { id, uid, security, fingerprint_text, overlay, receive_vni };
+        let parameters = LinkParameters { id, uid, security, fingerprint_text, overlay, receive_vni, role, protection };
         self.links.insert(uid, Link::new(now, parameters));
         self.uid_of_link.insert(id, uid);
     }
@@ -179,8 +179,12 @@ impl Node {
         if let Some(owner) = self.owner_of_ip4.get(&call.ip4) {
             return Answer::Refused(format!("{} belongs to peer {owner} already", call.ip4));
         }
+        if let Some(owner) = self.owner_of_ip6.get(&call.ip6) {
+            return Answer::Refused(format!("{} belongs to peer {owner} already", call.ip6));
+        }
         self.outputs.push_back(Output::MapPeer { uid: call.uid, ip4: call.ip4, ip6: call.ip6 });
         self.owner_of_ip4.insert(call.ip4, call.uid);
+        self.owner_of_ip6.insert(call.ip6, call.uid);
         self.addresses.insert(call.uid, call);
         Answer::Done
     }

@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::ice::{IceCommand, SelectedPair};
-use crate::link::{CandidateKind, LinkId, Security, Traffic};
-use crate::node::Output;
+use crate::link::{CandidateKind, LinkId, Role, Security, Traffic};
+use crate::node::{LinkProtection, Output};
 use crate::wire::candidate::{Candidate, Cas, Extension, write_cas};
 use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::Notification;
@@ -67,6 +67,8 @@ pub(super) struct Link {
     pub(super) problems: Vec<String>,
     /// What `con_resp` said.
     pub(super) offer: Option<String>,
+    role: Role,
+    protection: LinkProtection,
     gathered: bool,
     remote: Option<Remote>,
     /// The generation whose pair carries the link.
@@ -75,6 +77,8 @@ pub(super) struct Link {
     pending: Option<u32>,
     reachable: bool,
     authenticated: bool,
+    /// The last session came to nothing; a fresh one begins when there is a path.
+    session_due: bool,
     ended: Option<String>,
     first_online: Option<Instant>,
     retry_at: Option<Instant>,
@@ -98,11 +102,13 @@ pub(super) struct LinkParameters {
     pub(super) fingerprint_text: String,
     pub(super) overlay: Overlay,
     pub(super) receive_vni: u32,
+    pub(super) role: Role,
+    pub(super) protection: LinkProtection,
 }
 
 impl Link {
     pub(super) fn new(now: Instant, parameters: LinkParameters) -> Self {
-        let LinkParameters { id, uid, security, fingerprint_text, overlay, receive_vni } = parameters;
+        let LinkParameters { id, uid, security, fingerprint_text, overlay, receive_vni, role, protection } = parameters;
         Self {
             id,
             uid,
@@ -117,12 +123,15 @@ impl Link {
             last_sample: None,
             problems: Vec::new(),
             offer: None,
+            role,
+            protection,
             gathered: false,
             remote: None,
             generation: None,
             pending: None,
             reachable: false,
             authenticated: false,
+            session_due: false,
             ended: None,
             first_online: None,
             retry_at: None,
@@ -273,6 +282,7 @@ impl Link {
         self.pair = Some(pair);
         self.reachable = true;
         outputs.push_back(Output::SetPath { link: self.id, path: pair.path });
+        self.renew_session(outputs);
         // A check of the peer carries its ICE password: for a plain link that is all the authentication there is.
         self.authenticated |= self.security == Security::None;
         self.note_online(now);
@@ -314,11 +324,12 @@ impl Link {
         self.retry_at = Some(now + RESTART_AFTER + jitter_of(jitter));
     }
 
-    pub(super) fn handle_reconnected(&mut self, now: Instant, generation: u32, _outputs: &mut VecDeque<Output>) {
+    pub(super) fn handle_reconnected(&mut self, now: Instant, generation: u32, outputs: &mut VecDeque<Output>) {
         if self.generation != Some(generation) || self.ended.is_some() {
             return;
         }
         self.reachable = true;
+        self.renew_session(outputs);
         self.note_online(now);
         self.plan_upgrade(now);
     }
@@ -359,6 +370,22 @@ impl Link {
         outputs.push_back(Output::Ice(IceCommand::Restart { link: self.id, generation }));
         if self.reachable && self.relayed() {
             self.plan_upgrade(now);
+        }
+    }
+
+    /// The handshake came to nothing, for want of a path or a peer: a fresh session begins as soon as there is a path.
+    pub(super) fn handle_session_timed_out(&mut self, outputs: &mut VecDeque<Output>) {
+        if self.ended.is_none() {
+            self.authenticated = false;
+            self.session_due = true;
+            self.renew_session(outputs);
+        }
+    }
+
+    fn renew_session(&mut self, outputs: &mut VecDeque<Output>) {
+        let LinkProtection::Dtls { expected } = self.protection else { return };
+        if self.reachable && std::mem::take(&mut self.session_due) {
+            outputs.push_back(Output::RenewSession { link: self.id, role: self.role, expected });
         }
     }
 

@@ -329,6 +329,12 @@ impl World {
                 }
                 self.shake_hands(index, link);
             }
+            Output::RenewSession { link, role: _, expected: _ } => {
+                if let Some(engine) = self.hosts[index].engines.get_mut(&link) {
+                    engine.established = false;
+                }
+                self.shake_hands(index, link);
+            }
             Output::SetForwarding { link, enabled } => self.set_forwarding(index, link, enabled),
             Output::RemoveLink { link } => self.remove_link(index, link),
             Output::SetSendTag { .. }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tincan_common::verdict::Verdict;
 
 use crate::dataplane::engine::{Figures, LinkFigures};
-use crate::dataplane::port::{CHANNEL_HEADER_LEN, Ports, channel_header};
+use crate::dataplane::port::{CHANNEL_HEADER_LEN, Patience, Ports, channel_header};
 use crate::link::{Path, PortKind};
 
 /// Most bytes of one burst: an IPv4 packet less its headers, `udp(7)`.
@@ -79,13 +79,11 @@ impl Batch {
         self.bytes.extend_from_slice(record);
         self.fill_channel_header(target, start);
         let length = self.bytes.len();
-        match self.ports.of(target.port).send(&target.path, &self.bytes, length) {
-            Ok(()) => target.figures.add_sent(0, u64::try_from(length).unwrap_or(u64::MAX)),
-            Err(error) => {
-                tracing::trace!(remote = %target.path.remote, %error, "not sent");
-                self.figures.count(Verdict::SendFailed, 1);
-                target.figures.add_dropped(1);
-            }
+        if self.ports.of(target.port).send(&target.path, &self.bytes, length, Patience::Never) == 1 {
+            target.figures.add_sent(0, u64::try_from(length).unwrap_or(u64::MAX));
+        } else {
+            self.figures.count(Verdict::SendFailed, 1);
+            target.figures.add_dropped(1);
         }
         self.bytes.clear();
     }
@@ -98,18 +96,14 @@ impl Batch {
     /// Sends the first `end` bytes and keeps the rest.
     fn send(&mut self, end: usize) {
         let Some(target) = self.target.take() else { return };
-        let count = u64::try_from(self.count).unwrap_or(u64::MAX);
-        match self.ports.of(target.port).send(&target.path, &self.bytes[..end], self.segment) {
-            Ok(()) => {
-                self.figures.count(Verdict::Sent, count);
-                target.figures.add_sent(count, u64::try_from(end).unwrap_or(u64::MAX));
-            }
-            Err(error) => {
-                tracing::trace!(remote = %target.path.remote, %error, "not sent");
-                self.figures.count(Verdict::SendFailed, count);
-                target.figures.add_dropped(count);
-            }
-        }
+        let sent = self.ports.of(target.port).send(&target.path, &self.bytes[..end], self.segment, Patience::Wait);
+        let lost = u64::try_from(self.count.saturating_sub(sent)).unwrap_or(u64::MAX);
+        let bytes = u64::try_from(end.min(sent * self.segment)).unwrap_or(u64::MAX);
+        let sent = u64::try_from(sent).unwrap_or(u64::MAX);
+        self.figures.count(Verdict::Sent, sent);
+        target.figures.add_sent(sent, bytes);
+        self.figures.count(Verdict::SendFailed, lost);
+        target.figures.add_dropped(lost);
         self.bytes.drain(..end);
         self.count = 0;
     }

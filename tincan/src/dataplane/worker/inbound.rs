@@ -21,6 +21,9 @@ use crate::wire::uid::Uid;
 /// Receive calls before the TAP gets its turn again.
 const RECEIVE_BUDGET: usize = 4;
 
+/// Longest STUN message taken in bytes: a check inside of a TURN Data indication is far shorter.
+const MAX_STUN: usize = 2048;
+
 /// Protocols by their first byte (RFC 7983, RFC 9443).
 mod first_byte {
     pub(super) const STUN: std::ops::RangeInclusive<u8> = 0..=3;
@@ -39,8 +42,11 @@ impl Worker {
             match self.ports.of(kind).receive(&mut slices, &mut bursts) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // A late ICMP error of some destination; the socket stays good.
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if !is_fatal(&error) => {
+                    // Short of memory, or a late ICMP error of some destination; the socket stays good.
+                    tracing::debug!(?kind, %error, "not received");
+                    continue;
+                }
                 Err(error) => {
                     result = Err(format!("the UDP socket of {kind:?} links cannot be read: {error}"));
                     break;
@@ -61,6 +67,9 @@ impl Worker {
     }
 
     fn take_datagram(&mut self, flow: FlowKey, to: Option<IpAddr>, datagram: &mut [u8]) {
+        if to.is_some_and(|to| self.table.is_own(to)) {
+            return self.figures.count(Verdict::Looped, 1);
+        }
         let first = datagram.first().copied().unwrap_or(u8::MAX);
         if !first_byte::TURN_CHANNEL.contains(&first) {
             return self.take_payload(flow, to, datagram);
@@ -74,10 +83,11 @@ impl Worker {
 
     fn take_payload(&mut self, flow: FlowKey, to: Option<IpAddr>, payload: &mut [u8]) {
         match payload.first().copied() {
-            Some(first) if first_byte::STUN.contains(&first) => {
+            Some(first) if first_byte::STUN.contains(&first) && is_stun(payload) => {
                 let event = EngineEvent::Control { flow, to, payload: payload.to_vec() };
                 self.offer(event, Verdict::Control, Verdict::ControlOverflow);
             }
+            Some(first) if first_byte::STUN.contains(&first) => self.figures.count(Verdict::MalformedDatagram, 1),
             Some(first) if first_byte::DTLS.contains(&first) || first == FRAME => self.take_data(flow, payload),
             _ => self.figures.count(Verdict::UnknownProtocol, 1),
         }
@@ -130,6 +140,7 @@ impl Worker {
             }
         });
         let first = opened && secured.note_authentic();
+        let ended = !secured.session.is_established();
         let answers: Vec<Vec<u8>> = control.iter().filter_map(|record| secured.answer_control(record)).collect();
         if let Some(path) = path {
             let target = Target { port, path, figures: link.figures.clone() };
@@ -140,7 +151,7 @@ impl Worker {
         for verdict in verdicts {
             self.note(id, verdict);
         }
-        if !opened || first {
+        if !opened || first || ended {
             // Handshake messages, alerts and the end of the greeting; records alone change nothing in the session.
             self.settle(id);
         }
@@ -153,8 +164,10 @@ impl Worker {
     fn note(&self, id: LinkId, verdict: Result<(), Verdict>) {
         let figures = self.links.get(&id).map(|link| &link.figures);
         match (verdict, figures) {
-            // Counted once more as delivered when the TAP has taken it.
-            (Ok(()), Some(figures)) => figures.add_received_frame(),
+            (Ok(()), Some(figures)) => {
+                figures.add_received_frame();
+                self.figures.count(Verdict::Delivered, 1);
+            }
             (Err(verdict), Some(figures)) => {
                 figures.add_dropped(1);
                 self.figures.count(verdict, 1);
@@ -167,7 +180,7 @@ impl Worker {
     pub(super) fn write_frames(&mut self) {
         let Self { coalescer, tap, figures, segment_buffer, .. } = self;
         coalescer.flush(|packet| {
-            let Err(error) = tap.write(packet) else { return figures.count(Verdict::Delivered, 1) };
+            let Err(error) = tap.write(packet) else { return };
             let Some(header) = VnetHeader::parse(packet).filter(|header| header.gso_type != VnetHeader::GSO_NONE)
             else {
                 tracing::trace!(%error, "the TAP refused a frame");
@@ -180,8 +193,9 @@ impl Worker {
                 single.clear();
                 single.extend_from_slice(&[0; VnetHeader::LEN]);
                 single.extend_from_slice(segment);
-                let verdict = if tap.write(&single).is_ok() { Verdict::Delivered } else { Verdict::Undeliverable };
-                figures.count(verdict, 1);
+                if tap.write(&single).is_err() {
+                    figures.count(Verdict::Undeliverable, 1);
+                }
             });
             if split.is_err() {
                 figures.count(Verdict::Undeliverable, 1);
@@ -189,13 +203,12 @@ impl Worker {
         });
     }
 
-    /// Writes one frame that is complete in itself.
-    pub(super) fn write_frame(&mut self, frame: &[u8]) {
+    /// Writes one frame that is complete in itself, and counts it as `verdict` when the TAP has taken it.
+    pub(super) fn write_frame(&mut self, frame: &[u8], verdict: Verdict) {
         let mut packet = vec![0; VnetHeader::LEN];
         packet.extend_from_slice(frame);
-        if self.tap.write(&packet).is_err() {
-            self.figures.count(Verdict::Undeliverable, 1);
-        }
+        let verdict = if self.tap.write(&packet).is_ok() { verdict } else { Verdict::Undeliverable };
+        self.figures.count(verdict, 1);
     }
 
     /// Makes a unicast frame one for this host; in switch mode ARP keeps its addresses, which the bridge needs.
@@ -226,10 +239,12 @@ fn rewrite_destination(table: &Table, mac: [u8; 6], frame: &mut [u8]) {
     }
 }
 
-fn is_passing(error: &std::io::Error) -> bool {
-    error.kind() == ErrorKind::Interrupted
-        || matches!(
-            error.raw_os_error(),
-            Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE | libc::EHOSTDOWN)
-        )
+/// The descriptor or the device behind it is gone.
+pub(super) fn is_fatal(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EBADFD | libc::ENODEV | libc::ENOTSOCK | libc::EIO))
+}
+
+/// What ICE would look at: the magic cookie, and no longer than STUN and TURN messages of ours get (RFC 8489 section 5).
+fn is_stun(datagram: &[u8]) -> bool {
+    (20..=MAX_STUN).contains(&datagram.len()) && datagram[4..8] == [0x21, 0x12, 0xa4, 0x42]
 }

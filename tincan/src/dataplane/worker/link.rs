@@ -28,6 +28,9 @@ const HELLO_ACK: u8 = 0x02;
 /// Pause between hellos.
 const HELLO_EVERY: Duration = Duration::from_millis(200);
 
+/// As long as a handshake may take.
+const GREET_FOR: Duration = Duration::from_secs(30);
+
 /// Most frames that wait for a link to come up: a TCP connection's first flight.
 const QUEUE_FRAMES: usize = 64;
 /// Most bytes of them.
@@ -55,6 +58,10 @@ pub(super) struct Secured {
     pub(super) session: Session,
     pub(super) authenticated: bool,
     next_hello: Option<Instant>,
+    /// When greeting is given up.
+    greet_until: Option<Instant>,
+    /// Where this link stands in the worker's timers.
+    pub(super) timer: Option<Instant>,
     plaintext: Vec<u8>,
     counted_drops: u64,
 }
@@ -149,7 +156,21 @@ impl Link {
 
 impl Secured {
     fn new(session: Session) -> Self {
-        Self { session, authenticated: false, next_hello: None, plaintext: Vec::new(), counted_drops: 0 }
+        Self {
+            session,
+            authenticated: false,
+            next_hello: None,
+            greet_until: None,
+            timer: None,
+            plaintext: Vec::new(),
+            counted_drops: 0,
+        }
+    }
+
+    /// A new session takes the place of one that came to nothing.
+    pub(super) fn renew(&mut self, session: Session) {
+        let timer = self.timer;
+        *self = Self { timer, ..Self::new(session) };
     }
 
     fn seal_frame(&mut self, frame: &[u8], target: &Target, batch: &mut Batch) -> Result<(), DtlsError> {
@@ -164,12 +185,14 @@ impl Secured {
     pub(super) fn begin_greeting(&mut self, now: Instant) {
         if !self.authenticated {
             self.next_hello = Some(now);
+            self.greet_until = Some(now + GREET_FOR);
         }
     }
 
     /// A record of the peer was opened; true for the first.
     pub(super) fn note_authentic(&mut self) -> bool {
         self.next_hello = None;
+        self.greet_until = None;
         !std::mem::replace(&mut self.authenticated, true)
     }
 
@@ -180,6 +203,16 @@ impl Secured {
             // Later versions may say more; what is not known is not answered.
             _ => None,
         }
+    }
+
+    /// Nobody answered the greeting; says so once.
+    pub(super) fn greeted_in_vain(&mut self, now: Instant) -> bool {
+        let in_vain = self.greet_until.is_some_and(|at| at <= now);
+        if in_vain {
+            self.next_hello = None;
+            self.greet_until = None;
+        }
+        in_vain
     }
 
     /// A hello, when it is time for one.
@@ -200,7 +233,7 @@ impl Secured {
     /// When something is to be done without anything arriving.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let handshake = self.session.timeout().map(|left| now + left);
-        handshake.into_iter().chain(self.next_hello).min()
+        handshake.into_iter().chain(self.next_hello).chain(self.greet_until).min()
     }
 
     /// Records dropped since the last call.

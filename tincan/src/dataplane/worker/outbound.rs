@@ -6,9 +6,10 @@ use tincan_common::frame::ETHERNET_LEN;
 use tincan_common::verdict::Verdict;
 
 use crate::dataplane::EngineEvent;
-use crate::dataplane::gso;
+use crate::dataplane::gso::{self, SplitError};
 use crate::dataplane::table::Route;
 use crate::dataplane::vnet::VnetHeader;
+use crate::dataplane::worker::inbound::is_fatal;
 use crate::dataplane::worker::{Worker, now};
 use crate::link::LinkId;
 use crate::wire::uid::Uid;
@@ -30,7 +31,9 @@ impl Worker {
         for _ in 0..TAP_BUDGET {
             match self.tap.read(&mut buffer) {
                 Ok(len) => self.carry(&mut buffer[..len]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // A frame the kernel could not hand out; it is gone, the next one may be good.
+                Err(error) if !is_fatal(&error) => self.figures.count(Verdict::MalformedFrame, 1),
                 Err(error) => {
                     result = Err(format!("the TAP {} cannot be read: {error}", self.tap.name()));
                     break;
@@ -50,30 +53,43 @@ impl Worker {
         let frame = &mut packet[VnetHeader::LEN..];
         let receivers = match self.table.route(frame, self.tap.mac()) {
             Route::Peer(uid) => vec![self.receiver(uid)],
-            Route::Flood => {
-                let peers: Vec<Uid> = self.table.peers().collect();
-                peers.into_iter().map(|uid| self.receiver(uid)).collect()
-            }
+            // Not to the controller for those without a link, as in 2014: one frame would ask it for every one of them.
+            Route::Flood => self.table.peers().filter_map(|uid| self.table.link_of(uid)).map(Receiver::Link).collect(),
             Route::Unrouted => vec![Receiver::Controller(Uid::ZERO)],
-            Route::Answer(reply) => {
-                self.figures.count(Verdict::ArpAnswered, 1);
-                return self.write_frame(&reply);
-            }
+            Route::Answer(reply) => return self.write_frame(&reply, Verdict::ArpAnswered),
             Route::Drop(verdict) => return self.figures.count(verdict, 1),
         };
         if receivers.is_empty() {
             return self.figures.count(Verdict::NotFlooded, 1);
         }
         let mut segments = std::mem::take(&mut self.segment_buffer);
-        let split = gso::split(&header, frame, &mut segments, |segment| {
-            for receiver in &receivers {
-                self.send_to(receiver, segment);
-            }
-        });
+        let split = if let [receiver] = receivers.as_slice() {
+            gso::split(&header, frame, &mut segments, |segment| self.send_to(receiver, segment))
+        } else {
+            self.send_to_each(&receivers, &header, frame, &mut segments)
+        };
         self.segment_buffer = segments;
         if split.is_err() {
             self.figures.count(Verdict::MalformedFrame, 1);
         }
+    }
+
+    /// Splits once; each receiver gets all segments in a row, so that they go out in bursts.
+    fn send_to_each(
+        &mut self,
+        receivers: &[Receiver],
+        header: &VnetHeader,
+        frame: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), SplitError> {
+        let mut segments = Vec::new();
+        gso::split(header, frame, scratch, |segment| segments.push(segment.to_vec()))?;
+        for receiver in receivers {
+            for segment in &segments {
+                self.send_to(receiver, segment);
+            }
+        }
+        Ok(())
     }
 
     fn receiver(&self, uid: Uid) -> Receiver {
@@ -111,7 +127,6 @@ impl Worker {
             return self.figures.count(Verdict::MalformedFrame, 1);
         }
         self.address_to_host(&mut frame);
-        self.figures.count(Verdict::Injected, 1);
-        self.write_frame(&frame);
+        self.write_frame(&frame, Verdict::Injected);
     }
 }

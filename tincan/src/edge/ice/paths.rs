@@ -104,6 +104,9 @@ impl Paths {
     /// Adds the path a proven request came along; `None` when the table is full.
     pub fn learn(&mut self, arrival: &Arrival) -> Option<usize> {
         let &Arrival { remote, relay, to } = arrival;
+        if remote.port() == 0 || remote.ip().is_unspecified() {
+            return None;
+        }
         let known = self.entries.iter().find(|entry| entry.remote == remote);
         let kind = known.map_or(CandidateKind::PeerReflexive, |entry| entry.kind);
         let source = if relay.is_some() { None } else { to };
