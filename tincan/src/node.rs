@@ -7,6 +7,7 @@
 mod calls;
 mod link;
 mod report;
+mod service;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,9 +16,11 @@ use std::time::Instant;
 use crate::ice::{IceCommand, IceEvent};
 use crate::link::{LinkId, Path, Role, Traffic};
 use crate::node::link::Link;
+use crate::node::service::Signalling;
+pub use crate::node::service::{Service, ServiceState};
 use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::{LinkStatus, Notification};
-use crate::wire::request::{LocalIp, RemoteIp, Secret};
+use crate::wire::request::{LocalIp, RemoteIp};
 use crate::wire::uid::Uid;
 
 /// Most links one node keeps; further `create_link` calls are refused.
@@ -31,7 +34,9 @@ pub const MAX_PEERS: usize = 65_536;
 pub enum Output {
     /// Tell the controller.
     Notify(Notification),
-    /// Send a message to a peer through the XMPP overlay.
+    /// Log in to the XMPP service, and stay.
+    Login { service: Service, uid: Uid },
+    /// Send a message to a peer through the XMPP service.
     Signal { to: Uid, kind: String, data: String },
     /// For the ICE edge.
     Ice(IceCommand),
@@ -79,16 +84,6 @@ struct Settings {
     translation: bool,
     trim_policy: bool,
     ignored_interfaces: Vec<String>,
-    service: Option<Service>,
-}
-
-/// The XMPP account of `register_svc`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Service {
-    username: String,
-    password: Secret,
-    host: String,
-    port: u16,
 }
 
 /// Who this node is, once `set_local_ip` said so.
@@ -103,6 +98,7 @@ struct Local {
 pub struct Node {
     local: Option<Local>,
     settings: Settings,
+    signalling: Signalling,
     addresses: BTreeMap<Uid, RemoteIp>,
     owner_of_ip4: BTreeMap<Ipv4Addr, Uid>,
     owner_of_ip6: BTreeMap<Ipv6Addr, Uid>,
@@ -120,6 +116,7 @@ impl Node {
         Self {
             local: None,
             settings: Settings::default(),
+            signalling: Signalling::default(),
             addresses: BTreeMap::new(),
             owner_of_ip4: BTreeMap::new(),
             owner_of_ip6: BTreeMap::new(),

@@ -5,7 +5,8 @@ use std::time::Instant;
 use crate::ice::IceCommand;
 use crate::link::{LinkId, Role, Security};
 use crate::node::link::{Link, LinkParameters};
-use crate::node::{LinkProtection, Local, MAX_LINKS, MAX_PEERS, Node, Output, Service, TrafficSource};
+use crate::node::{LinkProtection, Local, MAX_LINKS, MAX_PEERS, Node, Output, TrafficSource};
+use crate::node::service::Service;
 use crate::wire::answer::Answer;
 use crate::wire::candidate::parse_cas;
 use crate::wire::fingerprint::{Fingerprint, FingerprintKind};
@@ -54,9 +55,7 @@ impl Node {
             }
             Request::EchoRequest { message } => Answer::Echo(message),
             Request::EchoReply => Answer::Done,
-            Request::PeerMessage { kind, uid, data: _ } => {
-                Answer::Refused(format!("cannot send {kind} to {uid}: this node is not connected to an XMPP service"))
-            }
+            Request::PeerMessage { kind, uid, data } => self.send_message(kind, uid, data),
             Request::SetLocalIp(_) | Request::SetCallbackEndpoint { .. } => {
                 Answer::Refused("this call is the daemon's to carry out".to_owned())
             }
@@ -186,20 +185,6 @@ impl Node {
         self.owner_of_ip4.insert(call.ip4, call.uid);
         self.owner_of_ip6.insert(call.ip6, call.uid);
         self.addresses.insert(call.uid, call);
-        Answer::Done
-    }
-
-    fn register_service(&mut self, service: Service) -> Answer {
-        if self.local.is_none() {
-            return Answer::Refused("this node has no identity yet: call set_local_ip first".to_owned());
-        }
-        if service.username.is_empty() || service.password.0.is_empty() || service.host.is_empty() {
-            return Answer::Refused("username, password and host must all be given".to_owned());
-        }
-        if self.settings.service.is_some() {
-            return Answer::Kept("a service is registered; the first call wins");
-        }
-        self.settings.service = Some(service);
         Answer::Done
     }
 }

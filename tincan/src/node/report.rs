@@ -32,9 +32,9 @@ impl Node {
         State { local: self.report_local(), peers, with_stats }
     }
 
-    /// Peers with a link or with addresses, in order.
+    /// Peers with a link, with addresses, or seen at the XMPP service, in order.
     fn known_uids(&self) -> Vec<Uid> {
-        let uids: BTreeSet<Uid> = self.links.keys().chain(self.addresses.keys()).copied().collect();
+        let uids: BTreeSet<Uid> = self.links.keys().chain(self.addresses.keys()).copied().chain(self.signalling.seen()).collect();
         uids.into_iter().collect()
     }
 
@@ -65,7 +65,7 @@ impl Node {
             .get(&uid)
             .map(|RemoteIp { uid: _, ip4: _, ip4_text, ip6: _, ip6_text }| (ip4_text.clone(), ip6_text.clone()));
         let link = self.links.get_mut(&uid).map(|link| report_link(now, link, traffic));
-        PeerState { uid, addresses, presence_age: Duration::ZERO, link }
+        PeerState { uid, addresses, presence_age: self.signalling.presence_age(now, uid), link }
     }
 }
 

@@ -1,0 +1,131 @@
+//! The XMPP service as the node sees it: the account, who is present, messages of peers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::node::{MAX_PEERS, Node, Output};
+use crate::wire::answer::Answer;
+use crate::wire::notification::Notification;
+use crate::wire::request::Secret;
+use crate::wire::uid::Uid;
+
+/// The 2014 controllers take a peer for present while its last presence is younger than this (`xmpp_time`).
+const FRESH: Duration = Duration::from_secs(120);
+
+/// The XMPP account of `register_svc`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub username: String,
+    pub password: Secret,
+    pub host: String,
+    pub port: u16,
+}
+
+/// How the login stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ServiceState {
+    /// `register_svc` was not called.
+    #[default]
+    Unregistered,
+    /// The first login is under way.
+    Connecting,
+    /// Logged in under this JID.
+    Online { jid: String },
+    /// Not logged in; tried again by itself unless the reason says otherwise.
+    Offline { reason: String },
+}
+
+/// Account and presences.
+#[derive(Debug, Default)]
+pub(super) struct Signalling {
+    service: Option<Service>,
+    state: ServiceState,
+    presences: BTreeMap<Uid, Presence>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Presence {
+    last: Instant,
+    gone: bool,
+}
+
+impl Signalling {
+    /// Peers that were ever present.
+    pub(super) fn seen(&self) -> impl Iterator<Item = Uid> {
+        self.presences.keys().copied()
+    }
+
+    /// Time since a peer's last presence, zero when there was none (2014). A peer that said goodbye is not fresh.
+    pub(super) fn presence_age(&self, now: Instant, uid: Uid) -> Duration {
+        self.presences.get(&uid).map_or(Duration::ZERO, |presence| {
+            let age = now.saturating_duration_since(presence.last);
+            if presence.gone { age.max(FRESH) } else { age }
+        })
+    }
+}
+
+impl Node {
+    /// How the login stands, for reports.
+    #[must_use]
+    pub fn service_state(&self) -> &ServiceState {
+        &self.signalling.state
+    }
+
+    /// The login changed.
+    pub fn handle_service_state(&mut self, state: ServiceState) {
+        self.signalling.state = state;
+    }
+
+    /// A peer is present at the service.
+    pub fn handle_presence(&mut self, now: Instant, uid: Uid) {
+        let room = self.signalling.presences.len() < MAX_PEERS || self.signalling.presences.contains_key(&uid);
+        if room {
+            self.signalling.presences.insert(uid, Presence { last: now, gone: false });
+        }
+    }
+
+    /// A peer left the service. Its link does not need the service and stays.
+    pub fn handle_absence(&mut self, uid: Uid) {
+        if let Some(presence) = self.signalling.presences.get_mut(&uid) {
+            presence.gone = true;
+        }
+    }
+
+    /// A message of a peer came through the service, of whatever kind.
+    pub fn handle_message(&mut self, from: Uid, kind: String, data: String) {
+        self.outputs.push_back(Output::Notify(Notification::Message { kind, uid: from, data }));
+    }
+
+    pub(super) fn register_service(&mut self, service: Service) -> Answer {
+        let Some(local) = &self.local else {
+            return Answer::Refused("this node has no identity yet: call set_local_ip first".to_owned());
+        };
+        if service.username.is_empty() || service.password.0.is_empty() || service.host.is_empty() {
+            return Answer::Refused("username, password and host must all be given".to_owned());
+        }
+        if self.signalling.service.is_some() {
+            return Answer::Kept("a service is registered; the first call wins");
+        }
+        self.outputs.push_back(Output::Login { service: service.clone(), uid: local.ip.uid });
+        self.signalling.service = Some(service);
+        self.signalling.state = ServiceState::Connecting;
+        Answer::Done
+    }
+
+    /// `con_req`, `send_msg` and every method the daemon does not know go to the peer as they are (2014).
+    pub(super) fn send_message(&mut self, kind: String, to: Uid, data: String) -> Answer {
+        let cannot = |why: &str| Answer::Refused(format!("cannot send {kind} to {to}: {why}"));
+        match &self.signalling.state {
+            ServiceState::Unregistered => cannot("this node is not registered at an XMPP service (register_svc)"),
+            ServiceState::Connecting => cannot("the login at the XMPP service is under way"),
+            ServiceState::Offline { reason } => cannot(&format!("the XMPP service cannot be reached: {reason}")),
+            ServiceState::Online { .. } if !self.signalling.presences.contains_key(&to) => {
+                cannot("the peer has not been seen at the XMPP service")
+            }
+            ServiceState::Online { .. } => {
+                self.outputs.push_back(Output::Signal { to, kind, data });
+                Answer::Done
+            }
+        }
+    }
+}
