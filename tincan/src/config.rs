@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::wire::fingerprint::FingerprintKind;
+use crate::wire::fingerprint::{Fingerprint, FingerprintKind};
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "/etc/tincan/tincan.toml";
@@ -48,6 +48,12 @@ pub struct DaemonConfig {
     pub fresh_certificate: bool,
     /// Let `set_cb_endpoint` name another host.
     pub allow_remote_controller: bool,
+    /// Authorities that sign the XMPP server's certificate, in place of the system's.
+    pub xmpp_ca: Option<PathBuf>,
+    /// The XMPP server's certificate itself.
+    pub xmpp_pin: Option<Fingerprint>,
+    /// TLS from the first byte (XEP-0368) in place of STARTTLS.
+    pub xmpp_direct_tls: bool,
 }
 
 /// Use of the kernel engine.
@@ -128,6 +134,15 @@ pub struct DaemonOptions {
     /// Let the callback endpoint be another host: frames and notifications then leave this one
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_remote_controller: Option<bool>,
+    /// PEM file of the authorities that sign the XMPP server's certificate [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub xmpp_ca: Option<PathBuf>,
+    /// SHA-256 fingerprint of the XMPP server's certificate: exactly this one is trusted
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub xmpp_pin: Option<String>,
+    /// Speak TLS to the XMPP server from the first byte instead of STARTTLS
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub xmpp_direct_tls: Option<bool>,
 }
 
 /// A fingerprint's digest, as an option.
@@ -167,6 +182,9 @@ impl DaemonOptions {
             fingerprint: self.fingerprint.or(file.fingerprint),
             fresh_certificate: self.fresh_certificate.or(file.fresh_certificate),
             allow_remote_controller: self.allow_remote_controller.or(file.allow_remote_controller),
+            xmpp_ca: self.xmpp_ca.or(file.xmpp_ca),
+            xmpp_pin: self.xmpp_pin.or(file.xmpp_pin),
+            xmpp_direct_tls: self.xmpp_direct_tls.or(file.xmpp_direct_tls),
         }
     }
 
@@ -198,8 +216,18 @@ impl DaemonOptions {
             },
             fresh_certificate: self.fresh_certificate.unwrap_or(false),
             allow_remote_controller: self.allow_remote_controller.unwrap_or(false),
+            xmpp_ca: self.xmpp_ca,
+            xmpp_pin: self.xmpp_pin.map(|text| parse_pin(&text)).transpose()?,
+            xmpp_direct_tls: self.xmpp_direct_tls.unwrap_or(false),
         })
     }
+}
+
+fn parse_pin(text: &str) -> anyhow::Result<Fingerprint> {
+    text.parse()
+        .ok()
+        .filter(|pin: &Fingerprint| pin.kind() == FingerprintKind::Sha256)
+        .with_context(|| format!("xmpp-pin {text:?} is no SHA-256 fingerprint: give 32 hex pairs joined by ':'"))
 }
 
 /// Where the daemon of a TAP listens unless told otherwise.

@@ -24,9 +24,10 @@ use crate::edge::netlink::Netlink;
 use crate::edge::rpc::udp::{UdpDoor, UdpInput};
 use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::tap::Tap;
+use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
 use crate::link::PortKind;
-use crate::node::Node;
+use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
 use crate::wire::request::Request;
@@ -45,6 +46,7 @@ struct Daemon {
     engine: Engine,
     ice: IceEdge,
     netlink: Netlink,
+    xmpp: XmppEdge,
     udp: UdpDoor,
     ports: Arc<Ports>,
     unix: UnixDoor,
@@ -60,11 +62,12 @@ struct Daemon {
 pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
-    let mut daemon = Daemon::start(config, log, engine_events, ice_events)?;
+    let (xmpp_events, mut xmpp_inbox) = mpsc::channel(EVENT_QUEUE);
+    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events)?;
     daemon.announce();
-    let result = daemon.serve(&mut engine_inbox, &mut ice_inbox).await;
+    let result = daemon.serve(&mut engine_inbox, &mut ice_inbox, &mut xmpp_inbox).await;
     // Who waits for room in these gets an error instead, and can end.
-    drop((engine_inbox, ice_inbox));
+    drop((engine_inbox, ice_inbox, xmpp_inbox));
     daemon.stop();
     result
 }
@@ -83,6 +86,7 @@ impl Daemon {
         log: LogControl,
         engine_events: mpsc::Sender<EngineEvent>,
         ice_events: mpsc::Sender<IceEvent>,
+        xmpp_events: mpsc::Sender<XmppEvent>,
     ) -> anyhow::Result<Self> {
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
@@ -110,6 +114,14 @@ impl Daemon {
         );
         let engine = Engine::start(EngineConfig { tap, ports: ports.clone() }, engine_events)?;
         let node = Node::new(host::random_seed()?);
+        let xmpp = XmppEdge::start(
+            XmppOptions {
+                ca_file: config.xmpp_ca.clone(),
+                pinned: config.xmpp_pin,
+                direct_tls: config.xmpp_direct_tls,
+            },
+            xmpp_events,
+        );
         Ok(Self {
             config,
             log,
@@ -117,6 +129,7 @@ impl Daemon {
             engine,
             ice,
             netlink,
+            xmpp,
             udp,
             ports,
             unix,
@@ -133,6 +146,7 @@ impl Daemon {
         &mut self,
         engine_inbox: &mut mpsc::Receiver<EngineEvent>,
         ice_inbox: &mut mpsc::Receiver<IceEvent>,
+        xmpp_inbox: &mut mpsc::Receiver<XmppEvent>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -153,6 +167,9 @@ impl Daemon {
                 event = ice_inbox.recv() => {
                     let event = event.context("the ICE task is gone; its last words are in the log")?;
                     self.node.handle_ice(Instant::now(), event);
+                }
+                event = xmpp_inbox.recv() => {
+                    self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
@@ -237,6 +254,30 @@ impl Daemon {
             EngineEvent::Failed { reason } => anyhow::bail!("the data plane stopped: {reason}"),
         }
         Ok(())
+    }
+
+    fn handle_xmpp(&mut self, event: XmppEvent) {
+        match event {
+            XmppEvent::Online { jid } => {
+                tracing::info!(jid, "logged in at the XMPP service");
+                self.node.handle_service_state(ServiceState::Online { jid });
+            }
+            XmppEvent::Offline { reason } => {
+                tracing::info!(reason, "not at the XMPP service; links do not need it, the login is tried again");
+                self.node.handle_service_state(ServiceState::Offline { reason });
+            }
+            XmppEvent::Refused { reason } => {
+                tracing::warn!(reason, "the XMPP login was refused");
+                self.node.handle_service_state(ServiceState::Offline { reason });
+            }
+            XmppEvent::Present { uid, jid: _ } => self.node.handle_presence(Instant::now(), uid),
+            XmppEvent::Gone { uid } => self.node.handle_absence(uid),
+            XmppEvent::Message { from, kind, data } => self.node.handle_message(from, kind, data),
+            XmppEvent::Undelivered { to, kind, reason } => {
+                self.counters.undelivered_signals += 1;
+                tracing::info!(%to, kind, reason, "a message to a peer was not delivered");
+            }
+        }
     }
 
     fn stop(mut self) {

@@ -39,6 +39,7 @@ struct Host {
     secured_port: u16,
     plain_port: u16,
     fast_path: String,
+    service: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,10 +112,11 @@ fn write_local(text: &mut String, local: &Local, host: &Host) -> std::fmt::Resul
         writeln!(text, "addresses    {ip4}  {ip6}")?;
         writeln!(text, "fingerprint  {fingerprint}")?;
     }
-    let Host { tap, secured_port, plain_port, fast_path } = host;
+    let Host { tap, secured_port, plain_port, fast_path, service } = host;
     writeln!(text, "TAP          {tap}  {mac}")?;
     writeln!(text, "UDP ports    {secured_port} secured links, {plain_port} plain links")?;
-    writeln!(text, "fast path    {fast_path}")
+    writeln!(text, "fast path    {fast_path}")?;
+    writeln!(text, "XMPP         {service}")
 }
 
 fn write_peers(text: &mut String, peers: &[Peer]) -> std::fmt::Result {
@@ -195,7 +197,8 @@ mod tests {
     fn answer(uid: &str, peers: &Value) -> Value {
         let local = json!({"type": "local_state", "_uid": uid, "_ip4": "172.31.0.100", "_ip6": "fd50::1",
                            "_fpr": "14:15", "_mac": "02:00:00:00:00:01"});
-        let host = json!({"tap": "ipop", "secured_port": 4000, "plain_port": 4001, "fast_path": "attached"});
+        let host = json!({"tap": "ipop", "secured_port": 4000, "plain_port": 4001, "fast_path": "attached",
+                          "service": "online as a@b/c"});
         json!({"local_state": local, "host": host, "peers": peers, "counters": {"calls": 12, "malformed": 0, "udp_frames": 3}})
     }
 
@@ -227,6 +230,7 @@ fingerprint  14:15
 TAP          ipop  02:00:00:00:00:01
 UDP ports    4000 secured links, 4001 plain links
 fast path    attached
+XMPP         online as a@b/c
 
 peers        4, online 1
 
@@ -276,6 +280,7 @@ counters
             secured_port: 1,
             plain_port: 2,
             fast_path: "off".to_owned(),
+            service: "not registered".to_owned(),
         };
         let line = crate::wire::json_rpc::status(&json!(1), &state, &host, &[("calls", 1)]);
         let mut answer: Value = serde_json::from_str(&line).unwrap();

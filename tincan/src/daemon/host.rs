@@ -25,7 +25,7 @@ use crate::wire::state::HostState;
 pub(super) struct LoopCounters {
     pub(super) unrouted_without_controller: u64,
     pub(super) notifications_without_controller: u64,
-    pub(super) signals_without_service: u64,
+    pub(super) undelivered_signals: u64,
 }
 
 /// Whether kernel programs are loaded, and why not.
@@ -188,20 +188,22 @@ impl Daemon {
             secured_port: self.ports.secured.local_port(),
             plain_port: self.ports.plain.local_port(),
             fast_path: self.fast_path.describe(),
+            service: self.node.service_state().to_string(),
         }
     }
 
     /// Every counter of the daemon by name, for `status`.
     pub(super) fn all_counters(&self) -> Vec<(String, u64)> {
-        let LoopCounters { unrouted_without_controller, notifications_without_controller, signals_without_service } =
+        let LoopCounters { unrouted_without_controller, notifications_without_controller, undelivered_signals } =
             &self.counters;
         let mut all: Vec<(String, u64)> = vec![
             ("unrouted_without_controller".to_owned(), *unrouted_without_controller),
             ("notifications_without_controller".to_owned(), *notifications_without_controller),
-            ("signals_without_service".to_owned(), *signals_without_service),
+            ("undelivered_signals".to_owned(), *undelivered_signals),
         ];
         all.extend(self.engine.counters().into_iter().map(|(name, count)| (name.to_owned(), count)));
         all.extend(self.udp.counters().into_iter().map(|(name, count)| (format!("rpc_{name}"), count)));
+        all.extend(self.xmpp.counters().into_iter().map(|(name, count)| (format!("xmpp_{name}"), count)));
         all.extend(self.fast_path.counters());
         all
     }

@@ -4,7 +4,8 @@ use crate::daemon::Daemon;
 use crate::dataplane::{Command, Protection};
 use crate::dtls::Session;
 use crate::link::{LinkId, Role};
-use crate::node::{LinkProtection, Output};
+use crate::edge::xmpp::Account;
+use crate::node::{LinkProtection, Output, Service};
 use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::{LinkStatus, Notification};
 use crate::wire::uid::Uid;
@@ -19,10 +20,10 @@ impl Daemon {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::Notify(notification) => self.notify(&notification),
-            Output::Signal { to, kind, data: _ } => {
-                self.counters.signals_without_service += 1;
-                tracing::info!(%to, kind, "not sent: no XMPP service is connected; use overlay_id 0");
+            Output::Login { service: Service { username, password, host, port }, uid } => {
+                self.xmpp.login(Account { username, password, host, port, uid });
             }
+            Output::Signal { to, kind, data } => self.xmpp.send(to, kind, data),
             Output::Ice(command) => self.ice.command(command),
             Output::OpenLink { link, uid, role, protection } => {
                 tracing::info!(%link, %uid, "new link");

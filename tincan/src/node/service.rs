@@ -1,6 +1,7 @@
 //! The XMPP service as the node sees it: the account, who is present, messages of peers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::node::{MAX_PEERS, Node, Output};
@@ -33,6 +34,17 @@ pub enum ServiceState {
     Online { jid: String },
     /// Not logged in; tried again by itself unless the reason says otherwise.
     Offline { reason: String },
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unregistered => f.write_str("not registered"),
+            Self::Connecting => f.write_str("logging in"),
+            Self::Online { jid } => write!(f, "online as {jid}"),
+            Self::Offline { reason } => write!(f, "offline: {reason}"),
+        }
+    }
 }
 
 /// Account and presences.

@@ -150,10 +150,11 @@ pub fn failure(id: &Value, error: &RpcError) -> String {
 /// The line that answers `status`.
 #[must_use]
 pub fn status(id: &Value, state: &State, host: &HostState, counters: &[(&str, u64)]) -> String {
-    let HostState { tap, secured_port, plain_port, fast_path } = host;
+    let HostState { tap, secured_port, plain_port, fast_path, service } = host;
     let mut report = state_report(state);
     report["host"] = json!({
         "tap": tap, "secured_port": secured_port, "plain_port": plain_port, "fast_path": fast_path,
+        "service": service,
     });
     report["counters"] = counters_report(counters);
     success(id, &report)
@@ -422,9 +423,9 @@ mod tests {
     fn status_is_the_state_and_the_counters() {
         let list = [("delivered", 3), ("no_route", u64::MAX)];
         let expected = json!({"delivered": 3, "no_route": u64::MAX});
-        let host = HostState { tap: "ipop".into(), secured_port: 1, plain_port: 2, fast_path: "off".into() };
+        let host = HostState { tap: "ipop".into(), secured_port: 1, plain_port: 2, fast_path: "off".into(), service: "x".into() };
         let report = read(&status(&json!(1), &state(), &host, &list));
-        let expected_host = json!({"tap": "ipop", "secured_port": 1, "plain_port": 2, "fast_path": "off"});
+        let expected_host = json!({"tap": "ipop", "secured_port": 1, "plain_port": 2, "fast_path": "off", "service": "x"});
         assert_eq!(report["result"]["host"], expected_host);
         assert_eq!(report["result"]["counters"], expected);
         assert_eq!(report["result"]["peers"][1]["uid"], PEER);

@@ -27,6 +27,8 @@ pub struct HostState {
     pub plain_port: u16,
     /// `attached`, `off`, or why the kernel engine is unavailable.
     pub fast_path: String,
+    /// How the login at the XMPP service stands, in words.
+    pub service: String,
 }
 
 /// `local_state`.
