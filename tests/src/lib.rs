@@ -13,6 +13,7 @@ pub mod netns;
 pub mod packet;
 pub mod ping;
 pub mod process;
+pub mod prosody;
 pub mod rpc;
 pub mod scratch;
 pub mod topology;

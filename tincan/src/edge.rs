@@ -4,3 +4,4 @@ pub mod ice;
 pub mod netlink;
 pub mod rpc;
 pub mod tap;
+pub mod xmpp;

@@ -9,5 +9,6 @@ pub mod json_rpc;
 mod mutation;
 pub mod notification;
 pub mod request;
+pub mod stanza;
 pub mod state;
 pub mod uid;

@@ -1,0 +1,51 @@
+//! What the XMPP session dropped, by reason.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One number for every reason.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Stanzas of accounts that are not in the roster.
+    pub(super) strangers: Counter,
+    /// Presence or messages under a uid that another account holds.
+    pub(super) claimed: Counter,
+    /// Messages beyond a peer's rate.
+    pub(super) excess: Counter,
+    /// Peers and accounts beyond what the tables hold.
+    pub(super) overflow: Counter,
+    /// Stanzas that could not be read.
+    pub(super) malformed: Counter,
+    /// Calls of the owner beyond what waits for the task.
+    pub(super) overrun: Counter,
+    /// Connections begun.
+    pub(super) connects: Counter,
+}
+
+impl Counters {
+    pub(super) fn all(&self) -> Vec<(&'static str, u64)> {
+        let Self { strangers, claimed, excess, overflow, malformed, overrun, connects } = self;
+        vec![
+            ("xmpp_strangers", strangers.get()),
+            ("xmpp_claimed_uids", claimed.get()),
+            ("xmpp_excess_messages", excess.get()),
+            ("xmpp_overflow", overflow.get()),
+            ("xmpp_malformed", malformed.get()),
+            ("xmpp_overrun", overrun.get()),
+            ("xmpp_connects", connects.get()),
+        ]
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
