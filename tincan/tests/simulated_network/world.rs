@@ -341,6 +341,7 @@ impl World {
             | Output::MapPeer { .. }
             | Output::SetSwitchMode { .. }
             | Output::SetLogging { .. }
+            | Output::Login { .. }
             | Output::Signal { .. } => {}
         }
     }
