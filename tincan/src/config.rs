@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use nix::unistd::{Gid, Group};
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
@@ -26,6 +27,8 @@ pub struct DaemonConfig {
     pub rpc_port: u16,
     /// Addresses it listens on.
     pub rpc_addresses: Vec<IpAddr>,
+    /// The group whose users may use it, beside root and the daemon's own user.
+    pub rpc_group: Option<Gid>,
     /// The Unix socket with JSON-RPC 2.0.
     pub socket: PathBuf,
     /// Name of the TAP device.
@@ -101,6 +104,9 @@ pub struct DaemonOptions {
     #[arg(long = "rpc-address", value_name = "ADDRESS")]
     #[serde(rename = "rpc-address")]
     pub rpc_addresses: Option<Vec<IpAddr>>,
+    /// Group whose users may use the controller API over UDP [default: only root and the daemon's own user]
+    #[arg(long, value_name = "NAME|GID")]
+    pub rpc_group: Option<String>,
     /// Unix socket with JSON-RPC 2.0 [default: named after the TAP, in /run/tincan]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -171,6 +177,7 @@ impl DaemonOptions {
             config: self.config,
             rpc_port: self.rpc_port.or(file.rpc_port),
             rpc_addresses: self.rpc_addresses.or(file.rpc_addresses),
+            rpc_group: self.rpc_group.or(file.rpc_group),
             socket: self.socket.or(file.socket),
             tap: self.tap.or(file.tap),
             mtu: self.mtu.or(file.mtu),
@@ -202,6 +209,7 @@ impl DaemonOptions {
         Ok(DaemonConfig {
             rpc_port,
             rpc_addresses,
+            rpc_group: self.rpc_group.as_deref().map(find_group).transpose()?,
             socket: self.socket.unwrap_or_else(|| default_socket(&tap)),
             mtu,
             state_dir: self.state_dir.unwrap_or_else(|| Path::new("/var/lib/tincan").join(&tap)),
@@ -269,6 +277,16 @@ fn check_rpc_addresses(addresses: &[IpAddr]) -> anyhow::Result<()> {
         anyhow::bail!("rpc-address {address} is not a loopback address: give one of 127.0.0.0/8, or ::1");
     }
     Ok(())
+}
+
+/// By name first, since a name may be digits.
+fn find_group(text: &str) -> anyhow::Result<Gid> {
+    let group = Group::from_name(text).with_context(|| format!("cannot look up the rpc-group {text}"))?;
+    match (group, text.parse()) {
+        (Some(group), _) => Ok(group.gid),
+        (None, Ok(number)) => Ok(Gid::from_raw(number)),
+        (None, Err(_)) => anyhow::bail!("rpc-group {text} does not exist: make it (groupadd), or give a number"),
+    }
 }
 
 fn read_file(path: &Path) -> anyhow::Result<DaemonOptions> {
@@ -360,6 +378,7 @@ mod tests {
             "127.0.0.2",
             "--rpc-address",
             "::1",
+            "--rpc-group=4321",
             "--socket=/tmp/s",
             "--mtu=1400",
             "--state-dir=/tmp/d",
@@ -371,12 +390,13 @@ mod tests {
             "--allow-remote-controller=false",
         ]);
         let file = file(
-            "rpc-address = [\"127.0.0.2\", \"::1\"]\nsocket = \"/tmp/s\"\nmtu = 1400\nstate-dir = \"/tmp/d\"\n\
-             secured-port = 4000\nplain-port = 4001\nfast-path = \"off\"\nfingerprint = \"sha1\"\n\
+            "rpc-address = [\"127.0.0.2\", \"::1\"]\nrpc-group = \"4321\"\nsocket = \"/tmp/s\"\n\
+             mtu = 1400\nstate-dir = \"/tmp/d\"\nsecured-port = 4000\nplain-port = 4001\n\
+             fast-path = \"off\"\nfingerprint = \"sha1\"\n\
              fresh-certificate = true\nallow-remote-controller = false",
         );
         let config = flags.options.checked().unwrap();
-        assert_eq!(config.rpc_addresses.len(), 2);
+        assert_eq!((config.rpc_addresses.len(), config.rpc_group), (2, Some(Gid::from_raw(4321))));
         assert!(config.fresh_certificate && config.fast_path == FastPath::Off);
         assert_eq!(config, file.checked().unwrap());
     }
@@ -410,6 +430,7 @@ mod tests {
             "tap = \"lo\"",
             "secured-port = 4000\nplain-port = 4000",
             "plain-port = 5800",
+            "rpc-group = \"no such group\"",
             "rpc-address = []",
             "rpc-address = [\"0.0.0.0\"]",
             "rpc-address = [\"127.0.0.1\", \"10.0.0.1\"]",

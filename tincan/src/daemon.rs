@@ -21,6 +21,7 @@ use crate::dataplane::{Command, EngineEvent};
 use crate::dtls::Identity;
 use crate::edge::ice::{IceConfig, IceEdge};
 use crate::edge::netlink::Netlink;
+use crate::edge::rpc::admission::Admission;
 use crate::edge::rpc::udp::{UdpDoor, UdpInput};
 use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::tap::Tap;
@@ -90,7 +91,7 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
-        let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port)?;
+        let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
         let netlink = Netlink::new()?;
         let tap = Tap::create(&config.tap)?;
         let mac = tap.mac();

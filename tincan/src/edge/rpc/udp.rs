@@ -1,4 +1,4 @@
-//! The 2014 UDP door: control datagrams and frames of a controller on this host.
+//! The 2014 UDP door: control datagrams and frames of a controller on this host, by a user who may.
 //!
 //! A reply leaves by the socket of its destination's family, so it comes from the address and port that were called.
 //! Sending never waits: a datagram that cannot be sent at once is counted. What the daemon's loop has not yet read stays
@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
+use crate::edge::rpc::admission::Admission;
 use crate::wire::answer::Answer;
 use crate::wire::control::{
     ControlError, Datagram, PARSE_ERROR, decode_datagram, echo_reply, encode_json, encode_packet, local_state,
@@ -84,12 +85,13 @@ pub struct UdpDoor {
     /// The socket that was read last: the others come first next time.
     last: usize,
     buffer: Box<[u8]>,
+    admission: Admission,
     counters: Counters,
 }
 
 impl UdpDoor {
     /// Binds every address that this host has; at least one must work, and none may be in use.
-    pub fn bind(addresses: &[IpAddr], port: u16) -> anyhow::Result<Self> {
+    pub fn bind(addresses: &[IpAddr], port: u16, admission: Admission) -> anyhow::Result<Self> {
         let mut sockets = Vec::new();
         for address in addresses {
             match bind(SocketAddr::new(*address, port)) {
@@ -108,7 +110,11 @@ impl UdpDoor {
             !sockets.is_empty(),
             "this host has none of the addresses for controllers, {addresses:?}: choose another with --rpc-address"
         );
-        Ok(Self { sockets, last: 0, buffer: vec![0; LONGEST].into(), counters: Counters::default() })
+        let door = Self { sockets, last: 0, buffer: vec![0; LONGEST].into(), admission, counters: Counters::default() };
+        if let Some(address) = door.local_addrs().first() {
+            door.admission.check_kernel(*address);
+        }
+        Ok(door)
     }
 
     /// The addresses that are bound.
@@ -117,14 +123,19 @@ impl UdpDoor {
         self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
     }
 
-    /// The next call or frame; dropping the future loses nothing. Anything malformed is counted here; only a JSON error
-    /// is answered (2014).
+    /// The next call or frame; dropping the future loses nothing. Anything malformed or from another user is counted
+    /// here; only a JSON error is answered (2014).
     pub async fn recv(&mut self) -> UdpInput {
         loop {
             let Ok((from, len)) = self.receive().await else {
                 count(&self.counters.receive_errors);
                 continue;
             };
+            if !self.admits(from) {
+                // Whoever floods the door with what is refused does not keep the daemon from its other work.
+                tokio::task::yield_now().await;
+                continue;
+            }
             if let Some(input) = self.read_datagram(from, &self.buffer[..len]) {
                 return input;
             }
@@ -133,7 +144,7 @@ impl UdpDoor {
 
     /// Fills `buffer` from whichever socket has something, in turn.
     async fn receive(&mut self) -> io::Result<(SocketAddr, usize)> {
-        let Self { sockets, last, buffer, counters: _ } = self;
+        let Self { sockets, last, buffer, admission: _, counters: _ } = self;
         poll_fn(|context| {
             for step in 1..=sockets.len() {
                 let index = (*last + step) % sockets.len();
@@ -148,11 +159,20 @@ impl UdpDoor {
         .await
     }
 
-    fn read_datagram(&self, from: SocketAddr, datagram: &[u8]) -> Option<UdpInput> {
+    /// Whether the sender of what was read last may use the door.
+    fn admits(&mut self, from: SocketAddr) -> bool {
         if !from.ip().is_loopback() {
             count(&self.counters.foreign_sources);
-            return None;
+            return false;
         }
+        let Ok(door) = self.sockets[self.last].local_addr() else {
+            count(&self.counters.receive_errors);
+            return false;
+        };
+        self.admission.admits(from, door)
+    }
+
+    fn read_datagram(&self, from: SocketAddr, datagram: &[u8]) -> Option<UdpInput> {
         match decode_datagram(datagram) {
             Ok(Datagram::Control(json)) => self.read_call(from, &json),
             Ok(Datagram::Packet { source, destination, frame }) => {
@@ -225,7 +245,9 @@ impl UdpDoor {
             ("unsent", unsent),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
-        .to_vec()
+        .into_iter()
+        .chain(self.admission.counters())
+        .collect()
     }
 
     fn send(&self, to: SocketAddr, datagram: &[u8]) {
