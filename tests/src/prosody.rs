@@ -74,10 +74,10 @@ impl Prosody {
         make_certificates(server.scratch.path(), &options.certificate_for)?;
         fs::create_dir(server.path("data")).context("making the data directory")?;
         write(&server.path("groups"), &groups(options))?;
-        write(&server.path("config"), &server.configuration(options))?;
+        write(&server.path("prosody.cfg.lua"), &server.configuration(options))?;
         for account in &options.accounts {
             let words = ["register", account, DOMAIN, &password(account)];
-            run(Command::new("prosodyctl").arg("--config").arg(server.path("config")).args(words))?;
+            run(Command::new("prosodyctl").arg("--config").arg(server.path("prosody.cfg.lua")).args(words))?;
         }
         server.resume()?;
         Ok(server)
@@ -113,7 +113,7 @@ impl Prosody {
     /// Starts it again with the accounts it had.
     pub fn resume(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the server runs already");
-        let arguments = ["--config", &self.path("config").display().to_string(), "-F"].map(str::to_owned);
+        let arguments = ["--config", &self.path("prosody.cfg.lua").display().to_string(), "-F"].map(str::to_owned);
         let process = Process::start(&self.namespace, Path::new("prosody"), &arguments, &self.path("output"))?;
         self.process = Some(process);
         let listens = || TcpStream::connect(self.address).is_ok();
