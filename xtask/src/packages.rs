@@ -15,7 +15,7 @@ use crate::shell;
 pub const BUILD: [&str; 5] = ["build-essential", "cmake", "clang", "libclang-dev", "git"];
 
 /// To test: networks, NATs, servers, loads.
-pub const TEST: [&str; 6] = ["iproute2", "nftables", "coturn", "iperf3", "procps", "ethtool"];
+pub const TEST: [&str; 8] = ["iproute2", "nftables", "coturn", "iperf3", "procps", "ethtool", "prosody", "openssl"];
 
 /// Asked by Debian's maintainer scripts before they start a service; 101 means "do not" (policy-rc.d of invoke-rc.d).
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";

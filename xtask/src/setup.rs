@@ -11,8 +11,21 @@ use crate::toolchain::Step;
 use crate::{packages, shell, toolchain};
 
 /// What the packages are looked for by where there is no dpkg.
-const PROGRAMS: [&str; 11] =
-    ["cc", "c++", "cmake", "clang", "git", "ip", "nft", "turnserver", "iperf3", "sysctl", "ethtool"];
+const PROGRAMS: [&str; 11] = [
+    "cc",
+    "c++",
+    "cmake",
+    "clang",
+    "git",
+    "ip",
+    "nft",
+    "turnserver",
+    "iperf3",
+    "sysctl",
+    "ethtool",
+    "prosodyctl",
+    "openssl",
+];
 
 /// Finds or installs everything; with `dry_run`, only tells. What cannot be had of the kernel programs' toolchain is told
 /// loudly and is no error: the daemon then works without its kernel engine.

@@ -3,8 +3,8 @@
 use crate::daemon::Daemon;
 use crate::dataplane::{Command, Protection};
 use crate::dtls::Session;
-use crate::link::{LinkId, Role};
 use crate::edge::xmpp::Account;
+use crate::link::{LinkId, Role};
 use crate::node::{LinkProtection, Output, Service};
 use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::{LinkStatus, Notification};

@@ -34,7 +34,8 @@ impl Node {
 
     /// Peers with a link, with addresses, or seen at the XMPP service, in order.
     fn known_uids(&self) -> Vec<Uid> {
-        let uids: BTreeSet<Uid> = self.links.keys().chain(self.addresses.keys()).copied().chain(self.signalling.seen()).collect();
+        let uids: BTreeSet<Uid> =
+            self.links.keys().chain(self.addresses.keys()).copied().chain(self.signalling.seen()).collect();
         uids.into_iter().collect()
     }
 

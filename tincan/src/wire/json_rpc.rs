@@ -423,9 +423,16 @@ mod tests {
     fn status_is_the_state_and_the_counters() {
         let list = [("delivered", 3), ("no_route", u64::MAX)];
         let expected = json!({"delivered": 3, "no_route": u64::MAX});
-        let host = HostState { tap: "ipop".into(), secured_port: 1, plain_port: 2, fast_path: "off".into(), service: "x".into() };
+        let host = HostState {
+            tap: "ipop".into(),
+            secured_port: 1,
+            plain_port: 2,
+            fast_path: "off".into(),
+            service: "x".into(),
+        };
         let report = read(&status(&json!(1), &state(), &host, &list));
-        let expected_host = json!({"tap": "ipop", "secured_port": 1, "plain_port": 2, "fast_path": "off", "service": "x"});
+        let expected_host =
+            json!({"tap": "ipop", "secured_port": 1, "plain_port": 2, "fast_path": "off", "service": "x"});
         assert_eq!(report["result"]["host"], expected_host);
         assert_eq!(report["result"]["counters"], expected);
         assert_eq!(report["result"]["peers"][1]["uid"], PEER);

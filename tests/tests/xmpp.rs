@@ -1,0 +1,147 @@
+//! Two nodes find each other and link through a real XMPP server, as a 2014 controller drives them.
+//!
+//! ```text
+//!   alice eth0 --- switch --- eth0 bob      prosody on the switch, 192.0.2.100
+//! ```
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tincan_tests::controller::Node;
+use tincan_tests::daemon::DaemonOptions;
+use tincan_tests::ping::ping;
+use tincan_tests::prosody::{DOMAIN, Prosody, ProsodyOptions, password};
+use tincan_tests::topology::{Pair, Underlay};
+use tincan_tests::wait;
+
+const SERVER: &str = "192.0.2.100";
+const LOGIN: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(10);
+
+struct Scene {
+    pair: Pair,
+    server: Prosody,
+    alice: Node,
+    bob: Node,
+}
+
+fn scene() -> Result<Scene> {
+    let pair = Pair::new(Underlay::Dual)?;
+    pair.lan.address(&format!("{SERVER}/24"))?;
+    let server = Prosody::start(pair.lan.namespace(), SERVER, &ProsodyOptions::default())?;
+    let authority = server.authority().display().to_string();
+    let options = DaemonOptions { more: vec!["--xmpp-ca".to_owned(), authority], ..DaemonOptions::default() };
+    let alice = Node::start_with(&pair.alice, 1, &options)?;
+    let bob = Node::start_with(&pair.bob, 2, &options)?;
+    Ok(Scene { pair, server, alice, bob })
+}
+
+fn register(node: &Node, account: &str, password: &str) -> Result<Value> {
+    let params = json!({"username": format!("{account}@{DOMAIN}"), "password": password, "host": SERVER, "port": 5222});
+    node.daemon.call("register_svc", &params)
+}
+
+fn service(node: &Node) -> Result<String> {
+    let status = node.daemon.call("status", &json!({}))?;
+    Ok(status["host"]["service"].as_str().context("no service in the status")?.to_owned())
+}
+
+/// Waits until each sees the other's presence, as the 2014 controllers look for it: a peer in the state.
+fn meet(alice: &Node, bob: &Node) -> Result<()> {
+    for (node, peer) in [(alice, bob), (bob, alice)] {
+        wait::until(LOGIN, "the peer's presence", || {
+            let state = node.daemon.call("get_state", &json!({})).unwrap_or_default();
+            state["peers"].as_array().is_some_and(|peers| peers.iter().any(|known| known["uid"] == peer.uid.as_str()))
+        })
+        .with_context(|| format!("{:?}", service(node)))?;
+    }
+    Ok(())
+}
+
+/// A controller's part: `con_req` with the own fingerprint, the peer's controller answers by `create_link`, whose
+/// `con_resp` the daemon sends by itself; then both have what they need.
+fn link(alice: &mut Node, bob: &mut Node) -> Result<Duration> {
+    let start = Instant::now();
+    let overlay = |node: &Node, peer: &Node, cas: &str| {
+        json!({"overlay_id": 1, "uid": peer.uid, "fpr": peer.fingerprint, "sec": true, "cas": cas, "stun": "",
+               "turn": "", "turn_user": "", "turn_pass": "", "m": "create_link", "x": node.uid})
+    };
+    alice.daemon.call("con_req", &json!({"overlay_id": 1, "uid": bob.uid, "data": alice.fingerprint}))?;
+    let request = bob.door.notification(SOON, "con_req", &alice.uid)?;
+    ensure!(request["data"] == alice.fingerprint.as_str(), "{request}");
+    bob.door.send(&overlay(bob, alice, ""))?;
+    bob.map(alice)?;
+    let of_bob = alice.door.notification(SOON, "con_resp", &bob.uid)?;
+    let cas = |response: &Value| {
+        let data = response["data"].as_str().unwrap_or_default();
+        data.split_once(' ').map_or_else(String::new, |(_, cas)| cas.to_owned())
+    };
+    alice.door.send(&overlay(alice, bob, &cas(&of_bob)))?;
+    alice.map(bob)?;
+    let of_alice = bob.door.notification(SOON, "con_resp", &alice.uid)?;
+    bob.door.send(&overlay(bob, alice, &cas(&of_alice)))?;
+    alice.door.status(SOON, &bob.uid, "online")?;
+    bob.door.status(SOON, &alice.uid, "online")?;
+    Ok(start.elapsed())
+}
+
+#[test]
+fn two_nodes_meet_at_the_server_and_link_from_con_req_on() -> Result<()> {
+    let Scene { pair, server: _server, mut alice, mut bob } = scene()?;
+    ensure!(register(&alice, "alice", &password("alice"))?["done"] == true);
+    ensure!(register(&bob, "bob", &password("bob"))?["done"] == true);
+    meet(&alice, &bob)?;
+    ensure!(service(&alice)?.starts_with("online as alice@"), "{}", service(&alice)?);
+    let took = link(&mut alice, &mut bob)?;
+    println!("con_req to both online: {took:?}");
+    let report = ping(&pair.alice, bob.ip4.into(), 20, Duration::from_millis(10), b"by XMPP")?;
+    ensure!(report.lost == 0, "{} pings lost", report.lost);
+    alice.daemon.call("send_msg", &json!({"overlay_id": 1, "uid": bob.uid, "data": "hello bob"}))?;
+    let message = bob.door.notification(SOON, "send_msg", &alice.uid)?;
+    ensure!(message["data"] == "hello bob", "{message}");
+    bob.daemon.call("no_such_method", &json!({"uid": alice.uid})).err().context("an unknown method over JSON-RPC")?;
+    bob.door.send(&json!({"m": "my_own_kind", "uid": alice.uid, "data": "anything"}))?;
+    let message = alice.door.notification(SOON, "my_own_kind", &bob.uid)?;
+    ensure!(message["data"] == "anything", "{message}");
+    Ok(())
+}
+
+#[test]
+fn links_do_not_need_the_server_and_presence_comes_back_with_it() -> Result<()> {
+    let Scene { pair, mut server, mut alice, mut bob } = scene()?;
+    register(&alice, "alice", &password("alice"))?;
+    register(&bob, "bob", &password("bob"))?;
+    meet(&alice, &bob)?;
+    link(&mut alice, &mut bob)?;
+    server.stop()?;
+    wait::until(Duration::from_secs(30), "the loss of the server", || {
+        service(&alice).is_ok_and(|text| text.starts_with("offline"))
+    })?;
+    let report = ping(&pair.alice, bob.ip4.into(), 50, Duration::from_millis(10), b"without server")?;
+    ensure!(report.lost == 0, "{} pings lost", report.lost);
+    let refusal = alice.daemon.call("send_msg", &json!({"overlay_id": 1, "uid": bob.uid, "data": "lost"}));
+    ensure!(refusal.is_err(), "a message without a server was accepted");
+    server.resume()?;
+    for node in [&alice, &bob] {
+        wait::until(Duration::from_secs(60), "the login after the outage", || {
+            service(node).is_ok_and(|text| text.starts_with("online"))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_password_and_a_foreign_certificate_are_refused_with_a_reason() -> Result<()> {
+    let Scene { pair, server: _server, alice, bob: _bob } = scene()?;
+    register(&alice, "alice", "wrong")?;
+    wait::until(LOGIN, "the refusal", || service(&alice).is_ok_and(|text| text.starts_with("offline")))?;
+    drop(alice);
+    // The system's authorities did not sign this server's certificate.
+    let carol = Node::start(&pair.alice, 3)?;
+    register(&carol, "alice", &password("alice"))?;
+    wait::until(LOGIN, "the refusal", || service(&carol).is_ok_and(|text| text.starts_with("offline")))?;
+    let reason = service(&carol)?;
+    ensure!(reason.contains("certificate"), "the reason does not name the certificate: {reason}");
+    Ok(())
+}
