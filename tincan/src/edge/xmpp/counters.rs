@@ -9,7 +9,7 @@ pub(super) struct Counters {
     pub(super) strangers: Counter,
     /// Presence or messages under a uid that another account holds.
     pub(super) claimed: Counter,
-    /// Messages beyond a peer's rate.
+    /// Messages and presences beyond a peer's rate.
     pub(super) excess: Counter,
     /// Peers and accounts beyond what the tables hold.
     pub(super) overflow: Counter,
@@ -27,7 +27,7 @@ impl Counters {
         vec![
             ("xmpp_strangers", strangers.get()),
             ("xmpp_claimed_uids", claimed.get()),
-            ("xmpp_excess_messages", excess.get()),
+            ("xmpp_excess", excess.get()),
             ("xmpp_overflow", overflow.get()),
             ("xmpp_malformed", malformed.get()),
             ("xmpp_overrun", overrun.get()),

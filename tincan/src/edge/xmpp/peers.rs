@@ -10,7 +10,7 @@ use crate::wire::uid::Uid;
 
 /// As many as there are hosts in the largest overlay of the 2014 controllers (a /16); accounts likewise.
 pub(super) const MAX_PEERS: usize = 65_536;
-/// Messages a peer may send at once: one each for a hundred links.
+/// Messages and presences a peer may send at once: one each for a hundred links.
 const BURST: u32 = 100;
 /// And from then on, one in this time: 20 a second.
 const REFILL: Duration = Duration::from_millis(50);
@@ -49,7 +49,7 @@ pub(super) enum Refusal {
     Claimed { fresh: bool },
     /// The table is full.
     Full,
-    /// The peer sends too many messages.
+    /// The peer sends too much.
     Excess,
 }
 
@@ -96,10 +96,10 @@ impl Peers {
     }
 
     /// A presence arrived.
-    pub(super) fn appeared(&mut self, from: &FullJid) -> Result<Uid, Refusal> {
+    pub(super) fn appeared(&mut self, from: &FullJid, now: Instant) -> Result<Uid, Refusal> {
         let (uid, peer) = self.entry(from, true)?;
         peer.present = true;
-        Ok(uid)
+        if peer.allowance.takes(now) { Ok(uid) } else { Err(Refusal::Excess) }
     }
 
     /// An unavailable presence arrived; returns the peer that left.
@@ -132,7 +132,8 @@ impl Peers {
         if !self.admits(&from.to_bare()) {
             return Err(Refusal::Stranger);
         }
-        let uid = uid_of(from.resource().as_str()).filter(|_| *from != self.own).ok_or(Refusal::NoNode)?;
+        let uid = uid_of(from.resource().as_str()).filter(|uid| *from != self.own && *uid != Uid::ZERO);
+        let uid = uid.ok_or(Refusal::NoNode)?;
         if uid == self.own_uid {
             let fresh = !std::mem::replace(&mut self.own_uid_reported, true);
             return Err(Refusal::Claimed { fresh });
@@ -178,7 +179,7 @@ impl Peer {
     }
 }
 
-/// Messages a sender may still send.
+/// What a sender may still send.
 #[derive(Debug)]
 pub(super) struct Allowance {
     left: u32,

@@ -162,7 +162,7 @@ impl<'a> Session<'a> {
     async fn take_presence(&mut self, presence: &Presence) {
         let Some(Ok(from)) = presence.from.as_ref().map(Jid::try_as_full) else { return };
         match presence.type_ {
-            Type::None => match self.peers.appeared(from) {
+            Type::None => match self.peers.appeared(from, Instant::now()) {
                 Ok(uid) => self.tell(XmppEvent::Present { uid, jid: from.to_string() }).await,
                 Err(refusal) => self.refuse(refusal, from),
             },

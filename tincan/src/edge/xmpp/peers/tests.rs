@@ -19,6 +19,10 @@ fn uid(text: &str) -> Uid {
     text.parse().unwrap()
 }
 
+fn appear(peers: &mut Peers, from: &FullJid) -> Result<Uid, Refusal> {
+    peers.appeared(from, Instant::now())
+}
+
 /// We are a@x.test; bob and mallory are in the roster.
 fn peers() -> Peers {
     let mut peers = Peers::new(node("a", A), uid(A));
@@ -30,13 +34,14 @@ fn peers() -> Peers {
 #[test]
 fn roster_accounts_and_our_own_other_nodes_count_and_nobody_else() {
     let mut peers = peers();
-    assert_eq!(peers.appeared(&node("bob", B)), Ok(uid(B)));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
     let c = "c".repeat(40);
-    assert_eq!(peers.appeared(&node("a", &c)), Ok(uid(&c)));
-    assert_eq!(peers.appeared(&node("eve", &"d".repeat(40))), Err(Refusal::Stranger));
+    assert_eq!(appear(&mut peers, &node("a", &c)), Ok(uid(&c)));
+    assert_eq!(appear(&mut peers, &node("eve", &"d".repeat(40))), Err(Refusal::Stranger));
     assert_eq!(peers.spoke(&node("eve", &"d".repeat(40)), Instant::now()), Err(Refusal::Stranger));
-    assert_eq!(peers.appeared(&jid("bob@x.test/phone")), Err(Refusal::NoNode));
-    assert_eq!(peers.appeared(&node("a", A)), Err(Refusal::NoNode), "ourselves");
+    assert_eq!(appear(&mut peers, &jid("bob@x.test/phone")), Err(Refusal::NoNode));
+    assert_eq!(appear(&mut peers, &node("a", A)), Err(Refusal::NoNode), "ourselves");
+    assert_eq!(appear(&mut peers, &node("bob", &"0".repeat(40))), Err(Refusal::NoNode), "the uid of nobody");
     assert_eq!(peers.address(uid(B)), Some(&node("bob", B)));
     assert_eq!(peers.address(uid(&"d".repeat(40))), None);
 }
@@ -44,20 +49,20 @@ fn roster_accounts_and_our_own_other_nodes_count_and_nobody_else() {
 #[test]
 fn a_uid_belongs_to_the_first_account_that_is_present_under_it() {
     let mut peers = peers();
-    assert_eq!(peers.appeared(&node("bob", B)), Ok(uid(B)));
-    assert_eq!(peers.appeared(&node("mallory", B)), Err(Refusal::Claimed { fresh: true }));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
+    assert_eq!(appear(&mut peers, &node("mallory", B)), Err(Refusal::Claimed { fresh: true }));
     assert_eq!(peers.spoke(&node("mallory", B), Instant::now()), Err(Refusal::Claimed { fresh: false }));
     assert_eq!(peers.left(&node("mallory", B)), None, "and cannot be declared gone by the other");
     assert_eq!(peers.address(uid(B)), Some(&node("bob", B)));
     assert_eq!(peers.left(&node("bob", B)), Some(uid(B)));
-    assert_eq!(peers.appeared(&node("mallory", B)), Ok(uid(B)), "free again");
+    assert_eq!(appear(&mut peers, &node("mallory", B)), Ok(uid(B)), "free again");
 }
 
 #[test]
 fn our_own_uid_is_nobody_elses() {
     let mut peers = peers();
-    assert_eq!(peers.appeared(&node("mallory", A)), Err(Refusal::Claimed { fresh: true }));
-    assert_eq!(peers.appeared(&node("a", &format!("{A}-2"))), Err(Refusal::Claimed { fresh: false }));
+    assert_eq!(appear(&mut peers, &node("mallory", A)), Err(Refusal::Claimed { fresh: true }));
+    assert_eq!(appear(&mut peers, &node("a", &format!("{A}-2"))), Err(Refusal::Claimed { fresh: false }));
 }
 
 #[test]
@@ -65,7 +70,7 @@ fn a_message_gives_an_address_that_presence_overrules() {
     let mut peers = peers();
     assert_eq!(peers.spoke(&node("mallory", B), Instant::now()), Ok(uid(B)));
     assert_eq!(peers.spoke(&node("bob", B), Instant::now()), Err(Refusal::Claimed { fresh: true }));
-    assert_eq!(peers.appeared(&node("bob", B)), Ok(uid(B)));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
     assert_eq!(peers.address(uid(B)), Some(&node("bob", B)));
     assert_eq!(peers.spoke(&node("mallory", B), Instant::now()), Err(Refusal::Claimed { fresh: true }));
 }
@@ -74,7 +79,7 @@ fn a_message_gives_an_address_that_presence_overrules() {
 fn a_peer_moves_between_resources_of_its_account() {
     let mut peers = peers();
     let (first, second) = (node("bob", B), node("bob", &format!("{B}-2")));
-    assert_eq!((peers.appeared(&first), peers.appeared(&second)), (Ok(uid(B)), Ok(uid(B))));
+    assert_eq!((appear(&mut peers, &first), appear(&mut peers, &second)), (Ok(uid(B)), Ok(uid(B))));
     assert_eq!(peers.left(&first), None, "it had moved on");
     assert_eq!(peers.left(&second), Some(uid(B)));
 }
@@ -83,24 +88,24 @@ fn a_peer_moves_between_resources_of_its_account() {
 fn whoever_does_not_come_back_with_a_new_session_is_gone_and_keeps_the_claim_until_then() {
     let mut peers = peers();
     let c = "c".repeat(40);
-    peers.appeared(&node("bob", B)).unwrap();
-    peers.appeared(&node("bob", &c)).unwrap();
+    appear(&mut peers, &node("bob", B)).unwrap();
+    appear(&mut peers, &node("bob", &c)).unwrap();
     peers.begin_session(node("a", A));
-    assert_eq!(peers.appeared(&node("mallory", B)), Err(Refusal::Claimed { fresh: true }));
-    peers.appeared(&node("bob", &c)).unwrap();
+    assert_eq!(appear(&mut peers, &node("mallory", B)), Err(Refusal::Claimed { fresh: true }));
+    appear(&mut peers, &node("bob", &c)).unwrap();
     assert_eq!(peers.forget_unseen(), [uid(B)]);
     assert_eq!(peers.forget_unseen(), []);
-    assert_eq!(peers.appeared(&node("mallory", B)), Ok(uid(B)));
+    assert_eq!(appear(&mut peers, &node("mallory", B)), Ok(uid(B)));
 }
 
 #[test]
 fn peers_leave_with_their_account() {
     let mut peers = peers();
-    peers.appeared(&node("bob", B)).unwrap();
+    appear(&mut peers, &node("bob", B)).unwrap();
     assert_eq!(peers.remove_account(&bare("bob")), [uid(B)]);
-    assert_eq!(peers.appeared(&node("bob", B)), Err(Refusal::Stranger));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Err(Refusal::Stranger));
     assert!(peers.add_account(bare("bob")));
-    peers.appeared(&node("bob", B)).unwrap();
+    appear(&mut peers, &node("bob", B)).unwrap();
     assert_eq!(peers.set_accounts([]), (vec![uid(B)], 0));
     assert_eq!(peers.remove_account(&bare("a")), []);
     assert!(peers.admits(&bare("a")), "our own account always counts");
@@ -109,11 +114,11 @@ fn peers_leave_with_their_account() {
 #[test]
 fn the_tables_are_capped() {
     let mut peers = peers();
-    for number in 0..MAX_PEERS {
-        peers.appeared(&node("bob", &format!("{number:040x}"))).unwrap();
+    for number in 1..=MAX_PEERS {
+        appear(&mut peers, &node("bob", &format!("{number:040x}"))).unwrap();
     }
-    assert_eq!(peers.appeared(&node("bob", B)), Err(Refusal::Full));
-    assert_eq!(peers.appeared(&node("bob", &format!("{:040x}", 7))), Ok(uid(&format!("{:040x}", 7))));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Err(Refusal::Full));
+    assert_eq!(appear(&mut peers, &node("bob", &format!("{:040x}", 7))), Ok(uid(&format!("{:040x}", 7))));
     let many = (0..MAX_PEERS + 9).map(|number| bare(&format!("user{number}")));
     assert_eq!(peers.set_accounts(many).1, 10, "our own account has a place");
 }
@@ -131,4 +136,14 @@ fn a_peer_may_send_a_burst_and_then_twenty_messages_a_second() {
     assert_eq!(sent(Duration::from_millis(1075), 1000), 1, "parts of the time to the next one are kept");
     assert_eq!(sent(Duration::from_millis(1100), 1000), 1);
     assert_eq!(sent(Duration::from_secs(3600), 1000), 100);
+}
+
+#[test]
+fn a_peer_that_repeats_its_presence_without_end_is_not_heard_but_stays() {
+    let mut peers = peers();
+    let now = Instant::now();
+    let heard = (0..1000).filter(|_| peers.appeared(&node("bob", B), now).is_ok()).count();
+    assert_eq!(heard, 100);
+    assert_eq!(peers.forget_unseen(), []);
+    assert_eq!(peers.left(&node("bob", B)), Some(uid(B)));
 }
