@@ -11,7 +11,7 @@ use crate::toolchain::Step;
 use crate::{packages, shell, toolchain};
 
 /// What the packages are looked for by where there is no dpkg.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 13] = [
     "cc",
     "c++",
     "cmake",
