@@ -131,6 +131,18 @@ impl Prosody {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Drops every packet of its namespace without a word.
+    pub fn cut_network(&self) -> Result<()> {
+        self.namespace.exec("nft add table inet cut")?;
+        let chain = "nft add chain inet cut input { type filter hook input priority 0 ; policy drop ; }";
+        self.namespace.exec(chain).map(drop)
+    }
+
+    /// Undoes that.
+    pub fn mend_network(&self) -> Result<()> {
+        self.namespace.exec("nft delete table inet cut").map(drop)
+    }
+
     /// What it logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
@@ -196,7 +208,7 @@ fn groups(options: &ProsodyOptions) -> String {
 }
 
 /// An authority and a server certificate it signed, as `ca.crt`, `server.key` and `server.crt`.
-fn make_certificates(directory: &Path, name: &str) -> Result<()> {
+pub fn make_certificates(directory: &Path, name: &str) -> Result<()> {
     let steps = [
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=authority -keyout ca.key -out ca.crt"
             .to_owned(),

@@ -1,3 +1,5 @@
+//! Bytes of the 2014 stanzas, and damaged ones.
+
 use super::*;
 
 const UID: &str = "27bfb1be555a4d5026464af41794985a046965ff";

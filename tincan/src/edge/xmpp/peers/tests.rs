@@ -1,3 +1,5 @@
+//! Who counts as a peer, over sessions, rivals and floods.
+
 use super::*;
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
