@@ -314,10 +314,7 @@ fn after_a_minute_of_dropped_packets_presence_is_back_within_30_seconds() -> Res
     an_outage_of_a_minute(|server| server.cut_network(), |server| server.mend_network())
 }
 
-fn an_outage_of_a_minute(
-    begin: impl Fn(&mut Prosody) -> Result<()> + Send,
-    end: impl Fn(&mut Prosody) -> Result<()> + Send,
-) -> Result<()> {
+fn an_outage_of_a_minute(begin: fn(&mut Prosody) -> Result<()>, end: fn(&mut Prosody) -> Result<()>) -> Result<()> {
     with_server(&ProsodyOptions::default(), async |mut server| {
         let (mut alice, mut bob) = alice_and_bob(&server).await?;
         let (alice_uid, bob_uid) = (alice.uid, bob.uid);

@@ -98,11 +98,12 @@ impl<'a> Session<'a> {
     pub(super) async fn run(mut self, inbox: &mut Inbox) -> End {
         let end = match self.live(inbox).await {
             Ok(end) => end,
-            Err(failure) => End::Failed(failure),
+            Err(failure) => return End::Failed(failure),
         };
-        // Whether the server hears it makes no difference to us.
         let farewell = SinkExt::<&Stanza>::close(&mut self.channel);
-        timeout(CLOSE_DEADLINE, farewell).await.ok();
+        if timeout(CLOSE_DEADLINE, farewell).await.is_err() {
+            debug!("the server did not take our logout");
+        }
         end
     }
 
