@@ -1,6 +1,7 @@
 //! Network namespaces that remove themselves.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::panic;
 use std::path::Path;
 use std::process::{self, Command};
@@ -59,7 +60,7 @@ impl Namespace {
         let mut words = command.split_whitespace();
         let program = words.next().context("an empty command")?;
         let mut command = Command::new(program);
-        command.args(words);
+        command.args(words).process_group(0);
         self.enter(move || run(&mut command)).with_context(|| format!("in namespace {}", self.name()))
     }
 

@@ -1,6 +1,7 @@
 //! A process that ends with the value that owns it.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -33,6 +34,8 @@ impl Process {
             .arg(program)
             .args(arguments)
             .stdin(Stdio::null())
+            // Ctrl-C is for whoever owns the process, who then stops it in order.
+            .process_group(0)
             .stdout(output.try_clone().context("sharing the log file")?)
             .stderr(output)
             .spawn()

@@ -75,6 +75,9 @@ impl Node {
             return Answer::Refused("a node cannot link to itself: uid is this node's own".to_owned());
         }
         if let Some(link) = self.links.get(&call.uid) {
+            if let Some(conflict) = link.conflict(&call) {
+                return Answer::Refused(conflict);
+            }
             if call.cas.trim().is_empty() {
                 return Answer::Kept("the link exists");
             }

@@ -16,7 +16,7 @@ use crate::node::{LinkProtection, Output};
 use crate::wire::candidate::{Candidate, Cas, Extension, write_cas};
 use crate::wire::fingerprint::Fingerprint;
 use crate::wire::notification::Notification;
-use crate::wire::request::Overlay;
+use crate::wire::request::{CreateLink, Overlay};
 use crate::wire::uid::Uid;
 
 /// Silence before a new generation is tried beside the old one.
@@ -142,6 +142,21 @@ impl Link {
     /// Whether the peer's candidates are known; a later `cas` is then ignored until the link is trimmed (2014).
     pub(super) fn has_remote(&self) -> bool {
         self.remote.is_some()
+    }
+
+    /// What a later `create_link` asks for that this link is not.
+    pub(super) fn conflict(&self, call: &CreateLink) -> Option<String> {
+        let what = match (self.protection, call.security) {
+            (LinkProtection::Dtls { expected }, Security::Dtls) if call.fingerprint != Some(expected) => {
+                "a link with another fingerprint (fpr)"
+            }
+            (LinkProtection::Dtls { .. }, Security::Dtls) | (LinkProtection::Plain { .. }, Security::None) => {
+                return None;
+            }
+            (LinkProtection::Dtls { .. }, Security::None) => security_name(Security::Dtls),
+            (LinkProtection::Plain { .. }, Security::Dtls) => security_name(Security::None),
+        };
+        Some(format!("there is {what} to this uid already: trim_link first, on both sides"))
     }
 
     pub(super) fn flags(&self) -> Flags {

@@ -64,8 +64,13 @@ impl<'a> Params<'a> {
 
     /// A switch; off when missing, on for every whole number but zero.
     pub(super) fn flag(self, key: &'static str) -> Result<bool, RequestError> {
+        self.flag_or(key, false)
+    }
+
+    /// The same with another meaning of its absence.
+    pub(super) fn flag_or(self, key: &'static str, absent: bool) -> Result<bool, RequestError> {
         match self.get(key) {
-            None => Ok(false),
+            None => Ok(absent),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(Value::Number(number)) if !number.is_f64() => Ok(number.as_u64() != Some(0)),
             Some(_) => Err(RequestError::WrongType { key, give: "true or false, 1 or 0" }),

@@ -157,7 +157,8 @@ fn create_link(params: Params) -> Result<Request, RequestError> {
         overlay,
         stun: stun_server(params)?,
         turn: turn_server(params)?,
-        security: if params.flag("sec")? { Security::Dtls } else { Security::None },
+        // Without the key 2014 made a plain link; here only who asks for one gets it.
+        security: if params.flag_or("sec", true)? { Security::Dtls } else { Security::None },
         cas: params.text("cas", MAX_DATA)?.to_owned(),
     }))
 }

@@ -211,7 +211,7 @@ fn the_integer_method_of_an_on_demand_trim_is_an_error_and_no_more() {
 }
 
 #[test]
-fn missing_and_null_parameters_are_empty_zero_and_false() {
+fn missing_and_null_parameters_are_empty_zero_false_and_secured() {
     for tail in ["", r#", "uid": null, "stats": null"#, r#", "uid": """#] {
         let text = format!(r#"{{"m": "get_state"{tail}}}"#);
         assert_eq!(call(&text), Ok(Request::GetState { uid: None, stats: false }));
@@ -233,7 +233,7 @@ fn missing_and_null_parameters_are_empty_zero_and_false() {
         fingerprint: None,
         overlay: Overlay::Controller,
         stun: None,
-        security: Security::None,
+        security: Security::Dtls,
         ..link(PEER, "")
     };
     assert_eq!(bare, Ok(Request::CreateLink(expected)));
