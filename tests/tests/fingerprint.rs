@@ -65,15 +65,14 @@ fn never_said_online(node: &mut Node) -> Result<()> {
 
 #[test]
 fn a_wrong_fingerprint_on_one_side_passes_nothing() -> Result<()> {
-    for wrong_at_controlling_side in [true, false] {
+    for wrong_at_bob in [true, false] {
         let mut scene = scene()?;
-        let (for_b, for_a) = gather_with_wrong_fingerprint(&mut scene, wrong_at_controlling_side)?;
-        let Scene { alice, bob, .. } = &scene;
-        let plan = LinkPlan::secured();
-        bob.create_link(alice, &plan, &for_b)?;
-        alice.create_link(bob, &plan, &for_a)?;
+        let Scene { alice, bob, .. } = &mut scene;
+        create_links(alice, bob, wrong_at_bob, ["", ""])?;
+        let (of_alice, of_bob) = (alice.candidates(bob)?, bob.candidates(alice)?);
+        create_links(alice, bob, wrong_at_bob, [&of_bob, &of_alice])?;
         // The handshake is tried and fails on both sides: one finds the fingerprint wrong, the other is told.
-        for (node, peer) in [(alice, bob), (bob, alice)] {
+        for (node, peer) in [(&*alice, &*bob), (&*bob, &*alice)] {
             wait::until(Duration::from_secs(10), "the session's end", || {
                 node.peer(peer).is_ok_and(|peer| peer.text("phase") == "ended")
             })?;
@@ -90,19 +89,32 @@ fn a_wrong_fingerprint_on_one_side_passes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// `create_link` without candidates on both sides, one of them with a fingerprint that is nobody's.
-fn gather_with_wrong_fingerprint(scene: &mut Scene, at_bob: bool) -> Result<(String, String)> {
-    let Scene { alice, bob, .. } = scene;
-    let plan = LinkPlan::secured();
-    let wrong = ["AB"; 32].join(":");
-    for (node, peer, is_bob) in [(&*alice, &*bob, false), (&*bob, &*alice, true)] {
-        let mut params = node.link_params(peer, &plan, "");
-        if is_bob == at_bob {
-            params["fpr"] = json!(wrong);
+/// `create_link` on both sides, with candidates for alice and for bob; one side has a fingerprint that is nobody's.
+fn create_links(alice: &Node, bob: &Node, wrong_at_bob: bool, candidates: [&str; 2]) -> Result<()> {
+    for (node, peer, is_bob, cas) in [(alice, bob, false, candidates[0]), (bob, alice, true, candidates[1])] {
+        let mut params = node.link_params(peer, &LinkPlan::secured(), cas);
+        if is_bob == wrong_at_bob {
+            params["fpr"] = json!(["AB"; 32].join(":"));
         }
         node.daemon.call("create_link", &params)?;
     }
-    Ok((alice.candidates(bob)?, bob.candidates(alice)?))
+    Ok(())
+}
+
+#[test]
+fn a_second_call_cannot_make_a_link_what_the_first_did_not_ask_for() -> Result<()> {
+    let Scene { alice, bob, .. } = scene()?;
+    for (first, second) in [(LinkPlan::plain(), LinkPlan::secured()), (LinkPlan::secured(), LinkPlan::plain())] {
+        alice.create_link(&bob, &first, "")?;
+        let refusal = alice.create_link(&bob, &second, "").map_err(|error| error.to_string());
+        ensure!(refusal.as_ref().is_err_and(|error| error.contains("trim_link")), "not refused: {refusal:?}");
+        alice.trim(&bob)?;
+    }
+    let mut params = alice.link_params(&bob, &LinkPlan::secured(), "");
+    params.as_object_mut().map(|params| params.remove("sec"));
+    alice.daemon.call("create_link", &params)?;
+    ensure!(alice.peer(&bob)?.text("security") == "dtls", "without sec the link is not secured");
+    Ok(())
 }
 
 #[test]

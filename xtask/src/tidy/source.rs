@@ -23,17 +23,13 @@ const UNSAFE_FILES: [&str; 6] = [
 ];
 
 /// The only files whose tests or bench may sleep, each for the reason beside it.
-const SLEEPING_FILES: [&str; 5] = [
+const SLEEPING_FILES: [&str; 3] = [
     // The pause between two lines of live figures.
     "tests/src/lab.rs",
     // The one place that waits for conditions, each with a deadline.
     "tests/src/wait.rs",
     // How late one side comes, and how long the network is cut, is what is tested.
     "tincan/src/edge/ice/tests.rs",
-    // How fast a hostile server speaks is what is tested.
-    "tests/tests/xmpp_hostile.rs",
-    // How long the server is gone is what is tested.
-    "tests/tests/xmpp_session.rs",
 ];
 
 /// Words that have no place in finished code, in parts so that this file has none of them.

@@ -25,13 +25,13 @@ impl Counters {
     pub(super) fn all(&self) -> Vec<(&'static str, u64)> {
         let Self { strangers, claimed, excess, overflow, malformed, overrun, connects } = self;
         vec![
-            ("xmpp_strangers", strangers.get()),
-            ("xmpp_claimed_uids", claimed.get()),
-            ("xmpp_excess", excess.get()),
-            ("xmpp_overflow", overflow.get()),
-            ("xmpp_malformed", malformed.get()),
-            ("xmpp_overrun", overrun.get()),
-            ("xmpp_connects", connects.get()),
+            ("strangers", strangers.get()),
+            ("claimed_uids", claimed.get()),
+            ("excess", excess.get()),
+            ("overflow", overflow.get()),
+            ("malformed", malformed.get()),
+            ("overrun", overrun.get()),
+            ("connects", connects.get()),
         ]
     }
 }
