@@ -1,6 +1,7 @@
 //! A process that ends with the value that owns it.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -32,6 +33,8 @@ impl Process {
             .args(["netns", "exec", namespace.name()])
             .arg(program)
             .args(arguments)
+            // Ctrl-C goes to a terminal's whole process group; the owner decides when this one ends.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("sharing the log file")?)
             .stderr(output)

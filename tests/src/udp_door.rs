@@ -15,6 +15,9 @@ pub const CONTROL: u8 = 0x01;
 /// Second byte of packets: source uid, destination uid, frame.
 pub const PACKET: u8 = 0x02;
 
+/// How long the daemon may take to answer an echo.
+const ECHO_DEADLINE: Duration = Duration::from_secs(10);
+
 /// A datagram of the daemon.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -59,9 +62,14 @@ impl UdpDoor {
         Ok(Self { socket, inbox: Vec::new() })
     }
 
-    /// Makes this socket the daemon's callback endpoint.
-    pub fn subscribe(&self) -> Result<()> {
-        self.send(&json!({"m": "set_cb_endpoint", "ip": "::", "port": 1}))
+    /// Makes this socket the daemon's callback endpoint and waits until it is.
+    ///
+    /// `set_cb_endpoint` has no answer, and a call on the Unix socket could overtake it; an echo behind it cannot.
+    pub fn subscribe(&mut self) -> Result<()> {
+        self.send(&json!({"m": "set_cb_endpoint", "ip": "::", "port": 1}))?;
+        self.send(&json!({"m": "echo_request", "msg": "subscribed"}))?;
+        let is_echo = |received: &Received| received.json().is_some_and(|json| json["msg"] == "subscribed");
+        self.take(ECHO_DEADLINE, "the echo behind set_cb_endpoint", is_echo).map(drop)
     }
 
     /// Sends a call; `m` is in it.
