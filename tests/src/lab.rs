@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::controller::{LinkPlan, Node, connect};
@@ -109,6 +110,11 @@ pub fn run(options: &Options) -> Result<bool> {
     let ok = reports.iter().all(LinkReport::is_good);
     voice.conclude(ok, &reports);
     Ok(ok)
+}
+
+/// The object of a lab that could not be set up.
+pub fn failed() -> Value {
+    report::summary(false, &[])
 }
 
 fn start(lan: &mut Lan, role: &str, number: u8, voice: &Voice) -> Result<(Namespace, Node)> {
