@@ -137,6 +137,9 @@ fn null_and_short_fingerprints_over_the_door_of_2014_make_no_link() -> Result<()
     let (for_b, for_a) = gather(alice, bob, &LinkPlan::plain())?;
     alice.trim(bob)?;
     bob.create_link(alice, &LinkPlan::plain(), &for_b)?;
+    // As a daemon of 2014 writes them: nothing but the fingerprint speaks against the link.
+    let for_a = for_a.split(' ').filter(|item| !item.starts_with("tincan=")).collect::<Vec<_>>().join(" ");
+    ensure!(!for_a.is_empty(), "no candidates");
     for fingerprint in [["00"; 32].join(":").as_str(), ["00"; 20].join(":").as_str(), "", "AB:CD"] {
         let mut call = alice.link_params(bob, &LinkPlan::secured(), &for_a);
         call["m"] = json!("create_link");
@@ -146,6 +149,12 @@ fn null_and_short_fingerprints_over_the_door_of_2014_make_no_link() -> Result<()
         alice.door.subscribe()?;
         ensure!(!alice.peer(bob)?.has_link(), "a link exists after {fingerprint:?}");
     }
+    // The same call with bob's own fingerprint makes one, though it can never agree with bob's plain one.
+    let mut call = alice.link_params(bob, &LinkPlan::secured(), &for_a);
+    call["m"] = json!("create_link");
+    alice.door.send(&call)?;
+    alice.door.subscribe()?;
+    ensure!(alice.peer(bob)?.has_link(), "a good call makes no link either");
     nothing_passes(&scene)?;
     never_said_online(&mut scene.alice)?;
     never_said_online(&mut scene.bob)
