@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::netns::Namespace;
+use crate::wait;
 
 /// First byte of every datagram.
 pub const VERSION: u8 = 0x02;
@@ -128,7 +129,7 @@ impl UdpDoor {
     fn receive(&mut self, patience: Duration) -> Result<bool> {
         self.socket.set_read_timeout(Some(patience)).context("setting a deadline")?;
         let mut buffer = vec![0; 1 << 16];
-        match self.socket.recv(&mut buffer) {
+        match wait::uninterrupted(|| self.socket.recv(&mut buffer)) {
             Ok(length) => {
                 ensure!(length >= 2, "a datagram of {length} bytes from the daemon");
                 buffer.truncate(length);

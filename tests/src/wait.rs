@@ -1,5 +1,6 @@
 //! Waiting for a condition with a deadline: the one place where the bench polls.
 
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,16 @@ pub fn until_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> O
             bail!("waited {:.1} s in vain for {what}", deadline.as_secs_f64());
         }
         thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Makes a call anew while signals interrupt it: Linux restarts none on a socket with a deadline (signal(7)).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 
