@@ -14,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::controller::{LinkPlan, Node, connect};
 use crate::daemon::DaemonOptions;
@@ -60,7 +62,7 @@ struct End {
 impl End {
     fn watch(duration: Option<Duration>) -> Result<Self> {
         let signalled = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, signalled.clone()).context("watching for signals")?;
         }
         Ok(Self { signalled, at: duration.map(|duration| Instant::now() + duration) })
@@ -93,7 +95,9 @@ pub fn run(options: &Options) -> Result<bool> {
         partners.push(Partner { host, node, plan, report: LinkReport::new(name) });
     }
     for partner in &mut partners {
-        link(&mut alice, partner, &voice);
+        if !end.is_signalled() {
+            link(&mut alice, partner, &voice);
+        }
     }
     for partner in &mut partners {
         if !end.is_signalled() && partner.report.is_up() {
@@ -106,6 +110,11 @@ pub fn run(options: &Options) -> Result<bool> {
     let ok = reports.iter().all(LinkReport::is_good);
     voice.conclude(ok, &reports);
     Ok(ok)
+}
+
+/// The object of a lab that could not be set up.
+pub fn failed() -> Value {
+    report::summary(false, &[])
 }
 
 fn start(lan: &mut Lan, role: &str, number: u8, voice: &Voice) -> Result<(Namespace, Node)> {

@@ -14,6 +14,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
+use crate::scratch;
+
 /// Begins the name of every namespace of the bench; the id of the process that made it follows.
 pub const PREFIX: &str = "tct-";
 /// Where `ip netns` keeps its handles.
@@ -38,7 +40,10 @@ impl Namespace {
     /// Without root, or when `ip` fails.
     pub fn new(role: &str) -> Result<Self> {
         ensure!(geteuid().is_root(), "network namespaces need root: run this as root (sudo)");
-        SWEEP.call_once(sweep);
+        SWEEP.call_once(|| {
+            sweep();
+            scratch::sweep();
+        });
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{role}", process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
@@ -107,14 +112,16 @@ pub fn existing() -> Vec<String> {
 
 /// Those whose maker no longer runs: it was killed before it could remove them.
 pub fn abandoned() -> Vec<String> {
-    existing()
-        .into_iter()
-        .filter(|name| maker(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
-        .collect()
+    existing().into_iter().filter(|name| is_abandoned(name)).collect()
 }
 
 fn maker(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
+
+/// Whether `name` is one the bench gives and the process in it no longer runs.
+pub(crate) fn is_abandoned(name: &str) -> bool {
+    maker(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// Removes abandoned namespaces and the processes an earlier bench left in them.
@@ -143,7 +150,8 @@ fn bound_port(line: &str, listening_only: bool) -> Option<u16> {
 }
 
 fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    // In a group of its own, so that Ctrl-C does not cut short what the bench sets up and removes.
+    let output = command.process_group(0).output().with_context(|| format!("running {command:?}"))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         bail!("{command:?} ended with {}: {}", output.status, String::from_utf8_lossy(&said).trim());

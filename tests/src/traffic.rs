@@ -93,10 +93,11 @@ impl UdpFlow {
     pub fn round_trip(&self, payload: &[u8]) -> Result<()> {
         self.near.send_to(payload, self.to).context("sending")?;
         let mut buffer = vec![0; 1 << 16];
-        let (length, from) = self.far.recv_from(&mut buffer).context("receiving at the far end")?;
+        let (length, from) =
+            wait::uninterrupted(|| self.far.recv_from(&mut buffer)).context("receiving at the far end")?;
         ensure!(&buffer[..length] == payload, "other bytes arrived at {}", self.to);
         self.far.send_to(payload, from).context("sending back")?;
-        let length = self.near.recv(&mut buffer).context("receiving the answer")?;
+        let length = wait::uninterrupted(|| self.near.recv(&mut buffer)).context("receiving the answer")?;
         ensure!(&buffer[..length] == payload, "other bytes came back from {}", self.to);
         Ok(())
     }

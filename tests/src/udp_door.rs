@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::netns::Namespace;
+use crate::wait;
 
 /// First byte of every datagram.
 pub const VERSION: u8 = 0x02;
@@ -14,6 +15,9 @@ pub const VERSION: u8 = 0x02;
 pub const CONTROL: u8 = 0x01;
 /// Second byte of packets: source uid, destination uid, frame.
 pub const PACKET: u8 = 0x02;
+
+/// How long the daemon may take to answer an echo.
+const ECHO_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A datagram of the daemon.
 #[derive(Clone, Debug)]
@@ -59,9 +63,14 @@ impl UdpDoor {
         Ok(Self { socket, inbox: Vec::new() })
     }
 
-    /// Makes this socket the daemon's callback endpoint.
-    pub fn subscribe(&self) -> Result<()> {
-        self.send(&json!({"m": "set_cb_endpoint", "ip": "::", "port": 1}))
+    /// Makes this socket the daemon's callback endpoint and waits until it is.
+    ///
+    /// `set_cb_endpoint` has no answer, and a call on the Unix socket could overtake it; an echo behind it cannot.
+    pub fn subscribe(&mut self) -> Result<()> {
+        self.send(&json!({"m": "set_cb_endpoint", "ip": "::", "port": 1}))?;
+        self.send(&json!({"m": "echo_request", "msg": "subscribed"}))?;
+        let is_echo = |received: &Received| received.json().is_some_and(|json| json["msg"] == "subscribed");
+        self.take(ECHO_DEADLINE, "the echo behind set_cb_endpoint", is_echo).map(drop)
     }
 
     /// Sends a call; `m` is in it.
@@ -120,7 +129,7 @@ impl UdpDoor {
     fn receive(&mut self, patience: Duration) -> Result<bool> {
         self.socket.set_read_timeout(Some(patience)).context("setting a deadline")?;
         let mut buffer = vec![0; 1 << 16];
-        match self.socket.recv(&mut buffer) {
+        match wait::uninterrupted(|| self.socket.recv(&mut buffer)) {
             Ok(length) => {
                 ensure!(length >= 2, "a datagram of {length} bytes from the daemon");
                 buffer.truncate(length);

@@ -1,5 +1,6 @@
 //! Waiting for a condition with a deadline: the one place where the bench polls.
 
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,17 +34,12 @@ pub fn until_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> O
     }
 }
 
-/// Watches for the whole of `time` that `condition` keeps holding: for what must not happen.
-///
-/// # Errors
-/// As soon as it does not hold.
-pub fn throughout(time: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
-    let start = Instant::now();
-    while start.elapsed() < time {
-        if !condition() {
-            bail!("after {:.1} s no longer: {what}", start.elapsed().as_secs_f64());
+/// Makes a call anew while signals interrupt it: Linux restarts none on a socket with a deadline (signal(7)).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
         }
-        thread::sleep(POLL_INTERVAL);
     }
-    Ok(())
 }

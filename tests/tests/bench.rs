@@ -113,15 +113,17 @@ fn behaviour(nat: Nat) -> Result<Behaviour> {
     let mut buffer = [0; 64];
 
     host.send_to(b"hello", first.local_addr()?)?;
-    let (_, outside) = first.recv_from(&mut buffer).context("the first listener heard nothing")?;
+    let (_, outside) =
+        wait::uninterrupted(|| first.recv_from(&mut buffer)).context("the first listener heard nothing")?;
     host.set_read_timeout(Some(Duration::from_millis(300)))?;
     stranger.send_to(b"unsolicited", outside)?;
-    let other_host_enters = host.recv(&mut buffer).is_ok();
+    let other_host_enters = wait::uninterrupted(|| host.recv(&mut buffer)).is_ok();
     second.send_to(b"unsolicited", outside)?;
-    let other_port_enters = host.recv(&mut buffer).is_ok();
+    let other_port_enters = wait::uninterrupted(|| host.recv(&mut buffer)).is_ok();
 
     host.send_to(b"hello", second.local_addr()?)?;
-    let (_, seen_by_second) = second.recv_from(&mut buffer).context("the second listener heard nothing")?;
+    let (_, seen_by_second) =
+        wait::uninterrupted(|| second.recv_from(&mut buffer)).context("the second listener heard nothing")?;
     ensure!(outside.ip() == seen_by_second.ip(), "the router changed its address");
     Ok(Behaviour { stable_port: outside == seen_by_second, other_port_enters, other_host_enters })
 }

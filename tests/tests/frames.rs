@@ -62,7 +62,7 @@ fn udp_of_every_length_from_the_shortest_frame_to_the_mtu_crosses() -> Result<()
             for (source, destination) in families(near, far) {
                 let headers = if source.is_ipv4() { 28 } else { 48 };
                 let shortest = MIN_FRAME.saturating_sub(ETHERNET_HEADER + headers);
-                for length in (shortest..=MTU - headers).step_by(61).chain([MTU - headers - 1, MTU - headers]) {
+                for length in shortest..=MTU - headers {
                     let seed = u32::try_from(length)?;
                     let frame = frames::udp(source, destination, &noise(length, seed));
                     cross(&from, &mut to, &frame, DEADLINE).with_context(|| format!("{} bytes", frame.len()))?;

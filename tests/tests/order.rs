@@ -4,6 +4,9 @@
 //!   alice eth0 --- switch --- eth0 bob
 //! ```
 
+use std::panic;
+use std::sync::Barrier;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -32,6 +35,42 @@ fn calls_in_any_order_and_number_make_exactly_one_secured_link() -> Result<()> {
 #[test]
 fn calls_in_any_order_and_number_make_exactly_one_plain_link() -> Result<()> {
     fifty_rounds(&LinkPlan::plain(), 2)
+}
+
+#[test]
+fn calls_of_both_sides_at_the_same_moment_make_exactly_one_link() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let (mut alice, mut bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
+    alice.map(&bob)?;
+    bob.map(&alice)?;
+    for plan in [LinkPlan::secured(), LinkPlan::plain()] {
+        for round in 0..ROUNDS {
+            at_once(&alice, &bob, &plan, ["", ""])?;
+            let cas = [bob.candidates(&alice)?, alice.candidates(&bob)?];
+            at_once(&alice, &bob, &plan, [&cas[0], &cas[1]])?;
+            exactly_one_online(&pair, &mut alice, &mut bob)
+                .with_context(|| format!("round {round}, secured: {}", plan.secured))?;
+            drop((alice.door.drain()?, bob.door.drain()?));
+        }
+    }
+    Ok(())
+}
+
+/// `create_link` of both sides, each twice, from four threads that begin together; `cas` is for alice and for bob.
+fn at_once(alice: &Node, bob: &Node, plan: &LinkPlan, cas: [&str; 2]) -> Result<()> {
+    let calls = [(alice, bob, cas[0]), (bob, alice, cas[1])];
+    let barrier = Barrier::new(calls.len() * 2);
+    thread::scope(|scope| {
+        let spawned = [calls, calls].concat().into_iter().map(|(node, peer, cas)| {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                node.create_link(peer, plan, cas).map(drop)
+            })
+        });
+        let spawned: Vec<_> = spawned.collect();
+        spawned.into_iter().try_for_each(|call| call.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+    })
 }
 
 fn fifty_rounds(plan: &LinkPlan, seed: u32) -> Result<()> {
@@ -65,6 +104,11 @@ fn one_round(pair: &Pair, alice: &mut Node, bob: &mut Node, plan: &LinkPlan, ste
             }
         }
     }
+    exactly_one_online(pair, alice, bob)
+}
+
+/// Waits for it on both sides, looks again while frames pass, and removes it.
+fn exactly_one_online(pair: &Pair, alice: &mut Node, bob: &mut Node) -> Result<()> {
     alice.door.status(ONLINE_DEADLINE, &bob.uid, "online")?;
     bob.door.status(ONLINE_DEADLINE, &alice.uid, "online")?;
     let report = ping(&pair.alice, bob.ip4.into(), 3, Duration::from_millis(5), b"order")?;

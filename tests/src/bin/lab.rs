@@ -25,6 +25,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("lab: {error:#}");
+            if json {
+                println!("{}", lab::failed());
+            }
             ExitCode::FAILURE
         }
     }

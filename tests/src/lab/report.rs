@@ -20,10 +20,15 @@ impl Voice {
     pub(super) fn conclude(&self, ok: bool, reports: &[LinkReport]) {
         self.say("lab: everything is removed");
         if self.json {
-            let links: Vec<Value> = reports.iter().map(LinkReport::to_json).collect();
-            println!("{}", json!({"ok": ok, "links": links}));
+            println!("{}", summary(ok, reports));
         }
     }
+}
+
+/// The object of `--json`.
+pub(super) fn summary(ok: bool, reports: &[LinkReport]) -> Value {
+    let links: Vec<Value> = reports.iter().map(LinkReport::to_json).collect();
+    json!({"ok": ok, "links": links})
 }
 
 /// Figures of one link.
