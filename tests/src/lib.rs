@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod controller;
+pub mod controller_2014;
 pub mod coturn;
 pub mod daemon;
 pub mod frames;

@@ -43,3 +43,18 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
         }
     }
 }
+
+/// Watches for the whole of `time` that `condition` keeps holding: for what must not happen.
+///
+/// # Errors
+/// As soon as it does not hold.
+pub fn throughout(time: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        if !condition() {
+            bail!("after {:.1} s no longer: {what}", start.elapsed().as_secs_f64());
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}

@@ -302,40 +302,6 @@ fn a_silent_server_is_noticed_within_20_seconds() -> Result<()> {
 }
 
 #[test]
-fn after_a_minute_without_the_server_presence_is_back_within_30_seconds() -> Result<()> {
-    an_outage_of_a_minute(Prosody::stop, Prosody::resume)
-}
-
-#[test]
-fn after_a_minute_of_dropped_packets_presence_is_back_within_30_seconds() -> Result<()> {
-    an_outage_of_a_minute(|server| server.cut_network(), |server| server.mend_network())
-}
-
-fn an_outage_of_a_minute(begin: fn(&mut Prosody) -> Result<()>, end: fn(&mut Prosody) -> Result<()>) -> Result<()> {
-    with_server(&ProsodyOptions::default(), async |mut server| {
-        let (mut alice, mut bob) = alice_and_bob(&server).await?;
-        let (alice_uid, bob_uid) = (alice.uid, bob.uid);
-        let start = Instant::now();
-        begin(&mut server)?;
-        alice.event(Duration::from_secs(25), |event| matches!(event, XmppEvent::Offline { .. })).await?;
-        let noticed = start.elapsed();
-        let rest = Duration::from_secs(60).saturating_sub(noticed);
-        wait::throughout(rest, "nothing more was told", || alice.events.is_empty())?;
-        end(&mut server)?;
-        let mended = Instant::now();
-        alice.sees(bob_uid, Duration::from_secs(40)).await?;
-        bob.sees(alice_uid, Duration::from_secs(40)).await?;
-        let back = mended.elapsed();
-        let connects = [alice.counter("connects"), bob.counter("connects")];
-        println!("noticed after {noticed:?}, back after {back:?}, connects {connects:?}");
-        ensure!(noticed < Duration::from_secs(20), "noticed after {noticed:?}");
-        ensure!(back < Duration::from_secs(30), "back after {back:?}");
-        ensure!(connects.iter().all(|count| *count <= 12), "connects: {connects:?}");
-        Ok(())
-    })
-}
-
-#[test]
 fn two_sessions_with_one_uid_do_not_kick_each_other_in_a_loop() -> Result<()> {
     with_server(&ProsodyOptions::default(), async |server| {
         let mut first = Client::start("alice", 0xa1, trusting(&server)).login();
