@@ -127,6 +127,35 @@ fn links_need_an_identity_a_peer_and_usable_candidates() {
 }
 
 #[test]
+fn addresses_of_the_overlay_are_no_candidates() {
+    let cas = |addresses: &[&str]| {
+        let item =
+            |address: &&str| format!("1:1:udp:{address}:9:1:aBcDeFgHiJkLmNoP:aBcDeFgHiJkLmNoPqRsTuVwX:local:eth0:0:1");
+        [addresses.iter().map(item).collect::<Vec<_>>().join(" ").as_str(), "tincan=1,vni=000001,sec=none"].join(" ")
+    };
+    let mut node = node();
+    assert_eq!(ask(&mut node, remote_ip(9, 9)), Answer::Done);
+    // The own subnets (of ::1/64 too), and what set_remote_ip said of a peer.
+    let inner = ["172.16.0.1", "172.16.0.255", "--ffff-172.16.0.5", "--7-7", "0-0-0-9--"];
+    let call = CreateLink { cas: cas(&inner), ..create(7, Security::None, None) };
+    assert!(refused(&ask(&mut node, Request::CreateLink(call))));
+    let call = CreateLink { cas: cas(&[&inner[..], &["172.16.1.1"]].concat()), ..create(7, Security::None, None) };
+    assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+    let opened = outputs(&mut node);
+    let link =
+        opened.iter().find_map(|output| if let Output::OpenLink { link, .. } = output { Some(*link) } else { None });
+    let gathered = IceEvent::Gathered { link: link.unwrap(), candidates: Vec::new(), problems: Vec::new() };
+    node.handle_ice(Instant::now(), gathered);
+    let checked: Vec<_> = outputs(&mut node)
+        .into_iter()
+        .filter_map(|output| {
+            if let Output::Ice(IceCommand::Check { candidates, .. }) = output { Some(candidates) } else { None }
+        })
+        .collect();
+    assert_eq!(checked.concat().iter().map(|one| one.addr.ip().to_string()).collect::<Vec<_>>(), ["172.16.1.1"]);
+}
+
+#[test]
 fn a_second_create_link_changes_nothing_and_trim_makes_room_for_a_new_one() {
     let mut node = node();
     let call = create(7, Security::None, None);

@@ -1,5 +1,6 @@
 //! The controller's calls, one method each.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::ice::IceCommand;
@@ -141,13 +142,25 @@ impl Node {
     }
 
     fn give_candidates(&mut self, now: Instant, uid: Uid, cas: &str) -> Answer {
-        let cas = parse_cas(cas);
+        let mut cas = parse_cas(cas);
+        let read = cas.candidates.len();
+        cas.candidates.retain(|candidate| !self.is_inner(candidate.addr.ip()));
+        cas.skipped += read - cas.candidates.len();
         let mut result = Ok(());
         self.with_link(uid, |link, outputs| result = link.set_remote(now, cas, outputs));
         match result {
             Ok(()) => Answer::Done,
             Err(reason) => Answer::Refused(reason),
         }
+    }
+
+    /// Whether an address belongs to the overlay: a check of it would go into the TAP, or to this host itself.
+    fn is_inner(&self, ip: IpAddr) -> bool {
+        let is_mapped = match ip {
+            IpAddr::V4(ip) => self.owner_of_ip4.contains_key(&ip),
+            IpAddr::V6(ip) => self.owner_of_ip6.contains_key(&ip),
+        };
+        is_mapped || self.local.as_ref().is_some_and(|local| local.ip.is_on_subnet(ip))
     }
 
     fn trim_link(&mut self, uid: Uid) -> Answer {

@@ -151,7 +151,8 @@ fn parse_kind(name: &str) -> Option<CandidateKind> {
 fn is_target(addr: SocketAddr) -> bool {
     let ip = addr.ip().to_canonical();
     let forbidden = match ip {
-        IpAddr::V4(ip) => ip.is_broadcast(),
+        // 0.0.0.0/8 is "this network" (RFC 1122 section 3.2.1.3).
+        IpAddr::V4(ip) => ip.is_broadcast() || ip.octets()[0] == 0,
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     addr.port() != 0 && !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast() && !forbidden
@@ -347,6 +348,7 @@ mod tests {
     fn forbidden_targets_are_skipped() {
         for ip in [
             "0.0.0.0",
+            "0.1.2.3",
             "127.0.0.1",
             "224.0.0.251",
             "255.255.255.255",

@@ -1,6 +1,6 @@
 //! What a controller asks of the node, parsed: the methods of the Controller API.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::link::Security;
 use crate::wire::fingerprint::Fingerprint;
@@ -55,6 +55,23 @@ pub struct LocalIp {
     pub ip6_mask: u8,
     /// Router mode: the prefix length each peer routes for, 1..=32; 32 = only itself.
     pub subnet_mask: u8,
+}
+
+impl LocalIp {
+    /// Whether an address lies in the subnet of the TAP's address of its family.
+    #[must_use]
+    pub fn is_on_subnet(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.ip4_mask)).unwrap_or(0);
+                ip.to_bits() & mask == self.ip4.to_bits() & mask
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.ip6_mask)).unwrap_or(0);
+                ip.to_bits() & mask == self.ip6.to_bits() & mask
+            }
+        }
+    }
 }
 
 /// Parameters of `set_remote_ip`.
