@@ -13,7 +13,10 @@ pub fn ci(workspace: &Path) -> anyhow::Result<()> {
     step("tidy", || tidy::tidy(workspace))?;
     step("format", || {
         shell::run(shell::cargo(workspace).args(["fmt", "--all", "--check"]))?;
-        shell::run(shell::cargo(&workspace.join("tincan-ebpf")).args(["fmt", "--check"]))
+        for apart in ["tincan-ebpf", "tincan/fuzz"] {
+            shell::run(shell::cargo(&workspace.join(apart)).args(["fmt", "--check"]))?;
+        }
+        Ok(())
     })?;
     step("kernel programs", || ebpf::deny_warnings(workspace))?;
     step("lints", || {

@@ -1,7 +1,8 @@
-//! The project's chores: `cargo xtask setup | run | test | ci | tidy | ebpf`.
+//! The project's chores: `cargo xtask setup | run | test | ci | tidy | ebpf | fuzz`.
 
 mod ci;
 mod ebpf;
+mod fuzz;
 mod object;
 mod packages;
 mod run;
@@ -51,6 +52,14 @@ enum Chore {
     Ci,
     /// Check what lints cannot
     Tidy,
+    /// Feed every codec with inputs that coverage guides (cargo-fuzz; takes minutes to build)
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+        /// Targets; all when none is named
+        targets: Vec<String>,
+    },
     /// Build the kernel programs and show what this kernel's verifier says about them
     Ebpf,
 }
@@ -63,6 +72,7 @@ fn main() -> ExitCode {
         Chore::Test { without_ebpf, arguments } => test::test(&workspace, without_ebpf, &arguments),
         Chore::Ci => ci::ci(&workspace),
         Chore::Tidy => tidy::tidy(&workspace),
+        Chore::Fuzz { seconds, targets } => fuzz::fuzz(&workspace, seconds, &targets),
         Chore::Ebpf => ebpf::ebpf(&workspace),
     };
     match result {

@@ -17,7 +17,7 @@ mod core;
 mod credentials;
 mod gather;
 mod generation;
-mod message;
+pub mod message;
 mod paths;
 mod reflexive;
 mod turn;
