@@ -2,6 +2,8 @@
 
 #![no_std]
 
-pub mod counters;
+pub mod entries;
 pub mod frame;
+pub mod inner;
+pub mod kernel_verdict;
 pub mod verdict;

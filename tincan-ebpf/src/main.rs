@@ -1,32 +1,58 @@
-//! tincan's programs in the kernel.
+//! tincan's programs in the kernel: plain links' frames go from the TAP to the uplink and back without user space.
 //!
-//! An entry point only decides; counting and packet access have their own files. Nothing here holds policy: user space
-//! writes the maps, the programs write counters.
+//! ```text
+//!   application -> TAP -[tap_egress: encapsulate]-> uplink ~~~ uplink -[uplink_ingress: decapsulate]-> TAP -> application
+//!                            | what it does not carry                          | what it does not carry
+//!                            v                                                 v
+//!                       user space reads the TAP                     user space's plain UDP port
+//! ```
+//!
+//! An entry point only decides; the maps and packet access have their own files. Nothing here holds policy: user space
+//! writes the entries, the programs write counters, and what a program does not carry goes up untouched.
 
 #![no_std]
 #![no_main]
 
+mod egress;
+mod ingress;
 mod maps;
 mod packet;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use tincan_common::counters::FrameKind;
+use tincan_common::kernel_verdict::KernelVerdict;
 
-/// Where the ethertype stands in an Ethernet header (IEEE 802.3).
-const ETHERTYPE_OFFSET: usize = 12;
-
-/// Counts every frame that leaves the host through the TAP and lets it go on its way.
+/// Sends a peer's frames; the rest passes to user space.
 #[classifier]
 pub fn tap_egress(context: TcContext) -> i32 {
-    maps::count(kind_of(&context), context.len());
-    // The next program of the TCX chain decides; after the last one the frame passes.
-    TC_ACT_UNSPEC
+    conclude(egress::forward(&context), KernelVerdict::Sent)
 }
 
-fn kind_of(context: &TcContext) -> FrameKind {
-    packet::read(context, ETHERTYPE_OFFSET).map_or(FrameKind::Other, |bytes| FrameKind::of(u16::from_be_bytes(bytes)))
+/// Takes peers' frames out of their datagrams; the rest passes to the host.
+#[classifier]
+pub fn uplink_ingress(context: TcContext) -> i32 {
+    match ingress::deliver(&context) {
+        Some(outcome) => conclude(outcome, KernelVerdict::Delivered),
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+/// Counts, and says what the kernel does next.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the verifier must see the action in the program itself")]
+fn conclude(outcome: Result<i32, KernelVerdict>, success: KernelVerdict) -> i32 {
+    match outcome {
+        Ok(action) => {
+            maps::count_verdict(success);
+            action
+        }
+        Err(verdict) => {
+            maps::count_verdict(verdict);
+            // The next program of the TCX chain decides; after the last one the frame passes.
+            if matches!(verdict, KernelVerdict::Broken) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+        }
+    }
 }
 
 /// Unreachable: the verifier accepts no program that could get here.

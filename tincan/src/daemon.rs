@@ -3,6 +3,7 @@
 //! Everything that happens arrives in one `select!`, is handed to the node, and what the node wants is carried out
 //! before the next thing happens.
 
+mod fast_path;
 mod host;
 mod outputs;
 
@@ -13,8 +14,10 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
+use crate::daemon::fast_path::FastPath;
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::{Command, EngineEvent};
@@ -55,7 +58,7 @@ struct Daemon {
     identity: Option<Identity>,
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
-    fast_path: host::FastPathState,
+    fast_path: FastPath,
     counters: host::LoopCounters,
 }
 
@@ -95,7 +98,6 @@ impl Daemon {
         let netlink = Netlink::new()?;
         let tap = Tap::create(&config.tap)?;
         let mac = tap.mac();
-        let fast_path = host::start_fast_path(config.fast_path, &config.tap)?;
         let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
             format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
         })?;
@@ -103,6 +105,7 @@ impl Daemon {
             format!("cannot bind UDP port {}: choose another with --plain-port, or 0 for any", config.plain_port)
         })?;
         let ports = Arc::new(Ports { secured, plain });
+        let fast_path = FastPath::start(config.fast_path, &config.tap, mac, ports.plain.local_port())?;
         let ice = IceEdge::start(
             IceConfig {
                 tap_name: config.tap.clone(),
@@ -151,6 +154,8 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+        let mut recheck = tokio::time::interval(fast_path::RECHECK);
+        recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -172,9 +177,11 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
+                _ = recheck.tick() => self.fast_path.recheck(),
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
+            self.fast_path.settle(&self.netlink).await;
         }
     }
 
@@ -224,7 +231,7 @@ impl Daemon {
     }
 
     fn ask_node(&mut self, request: Request) -> Answer {
-        let source = host::EngineTraffic { engine: &self.engine };
+        let source = host::EngineTraffic { engine: &self.engine, fast_path: &self.fast_path };
         match self.node.handle_request(Instant::now(), request, &source) {
             Answer::State(mut state) => {
                 state.local.mac = self.mac;

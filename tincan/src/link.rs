@@ -71,6 +71,17 @@ pub struct Path {
     pub relay: Option<RelayHop>,
 }
 
+/// The kernel's way to a host of the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderlayRoute {
+    /// Index of the interface, an Ethernet one that is up.
+    pub interface: u32,
+    /// The own address it sends from.
+    pub source: IpAddr,
+    /// The interface's MTU, bytes of an IP packet.
+    pub mtu: u32,
+}
+
 /// What an arriving datagram is matched by: the port it came in on, its sender, its TURN channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {

@@ -5,13 +5,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
-use tincan_common::counters::{FrameKind, Tally};
 
-use crate::config::FastPath;
 use crate::daemon::Daemon;
+use crate::daemon::fast_path::FastPath;
 use crate::dataplane::Command;
 use crate::dataplane::engine::Engine;
-use crate::dataplane::kernel::KernelEngine;
 use crate::dataplane::table::Local;
 use crate::dtls::Identity;
 use crate::link::{LinkId, Traffic};
@@ -26,59 +24,6 @@ pub(super) struct LoopCounters {
     pub(super) unrouted_without_controller: u64,
     pub(super) notifications_without_controller: u64,
     pub(super) undelivered_signals: u64,
-}
-
-/// Whether kernel programs are loaded, and why not.
-pub(super) enum FastPathState {
-    /// Attached to the TAP; detached when dropped.
-    Attached(KernelEngine),
-    /// The operator switched it off.
-    Off,
-    /// Asked for, but this host does not allow it.
-    Unavailable(String),
-}
-
-impl FastPathState {
-    /// One phrase for the log and `status`.
-    pub(super) fn describe(&self) -> String {
-        match self {
-            Self::Attached(_) => "attached".to_owned(),
-            Self::Off => "off".to_owned(),
-            Self::Unavailable(reason) => format!("unavailable: {reason}"),
-        }
-    }
-
-    fn counters(&self) -> Vec<(String, u64)> {
-        match self {
-            Self::Attached(engine) => {
-                let tallies = engine.counters().unwrap_or_default();
-                let named = |(kind, tally): (FrameKind, Tally)| {
-                    let name = kind.name();
-                    [(format!("kernel_{name}_frames"), tally.frames), (format!("kernel_{name}_bytes"), tally.bytes)]
-                };
-                tallies.into_iter().flat_map(named).collect()
-            }
-            Self::Off | Self::Unavailable(_) => Vec::new(),
-        }
-    }
-}
-
-/// Loads the kernel programs as the option says; only `on` makes a refusal an error.
-pub(super) fn start_fast_path(wanted: FastPath, tap: &str) -> anyhow::Result<FastPathState> {
-    if wanted == FastPath::Off {
-        return Ok(FastPathState::Off);
-    }
-    let attached = KernelEngine::load().and_then(|mut engine| engine.attach(tap).map(|()| engine));
-    match attached {
-        Ok(engine) => Ok(FastPathState::Attached(engine)),
-        Err(error) if wanted == FastPath::On => {
-            Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
-        }
-        Err(error) => {
-            tracing::warn!("the kernel engine cannot run, user space carries everything: {error:#}");
-            Ok(FastPathState::Unavailable(format!("{error:#}")))
-        }
-    }
 }
 
 /// The state directory exists and only its owner may look inside.
@@ -97,18 +42,29 @@ pub(super) fn random_seed() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// The engine's figures, as the node asks for them.
+/// The engines' figures, as the node asks for them.
 pub(super) struct EngineTraffic<'a> {
     pub(super) engine: &'a Engine,
+    pub(super) fast_path: &'a FastPath,
 }
 
 impl TrafficSource for EngineTraffic<'_> {
     fn traffic(&self, link: LinkId) -> Traffic {
-        self.engine.traffic(link).unwrap_or_default()
+        let Traffic { sent_bytes, received_bytes, sent_frames, received_frames, dropped } =
+            self.engine.traffic(link).unwrap_or_default();
+        let kernel = self.fast_path.forwarder().map_or_else(Traffic::default, |forwarder| forwarder.traffic(link));
+        Traffic {
+            sent_bytes: sent_bytes + kernel.sent_bytes,
+            received_bytes: received_bytes + kernel.received_bytes,
+            sent_frames: sent_frames + kernel.sent_frames,
+            received_frames: received_frames + kernel.received_frames,
+            dropped: dropped + kernel.dropped,
+        }
     }
 
-    fn engine(&self, _link: LinkId) -> &'static str {
-        "user"
+    fn engine(&self, link: LinkId) -> &'static str {
+        let is_in_kernel = self.fast_path.forwarder().is_some_and(|forwarder| forwarder.is_installed(link));
+        if is_in_kernel { "kernel" } else { "user" }
     }
 }
 
@@ -141,13 +97,15 @@ impl Daemon {
         if let Err(error) = configured {
             return Answer::Refused(format!("cannot configure {}: {error:#}", self.config.tap));
         }
-        self.engine.command(Command::SetLocal(Local {
+        let addresses = Local {
             uid: local.uid,
             ip4: local.ip4,
             ip4_prefix: local.ip4_mask,
             ip6: local.ip6,
             router_prefix: local.subnet_mask,
-        }));
+        };
+        self.engine.command(Command::SetLocal(addresses));
+        self.fast_path.set_local(addresses);
         self.node.set_local(local, identity.fingerprint(self.config.fingerprint));
         self.identity = Some(identity);
         Answer::Done

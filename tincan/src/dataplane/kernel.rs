@@ -1,31 +1,43 @@
-//! The kernel engine: loads the programs of `tincan-ebpf`, attaches them to the TAP, reads what they count.
+//! The kernel engine: loads the programs of `tincan-ebpf`, attaches them to the TAP and the uplinks, fills their maps.
 //!
-//! Dropping the engine detaches and unloads everything it put into the kernel. It never touches `lo`.
+//! [`KernelEngine`] is the programs and maps; [`forwarder::Forwarder`] decides which links have entries. Dropping the
+//! engine detaches and unloads everything it put into the kernel. It never touches `lo`.
 
 mod failure;
+pub mod forwarder;
 mod object;
 
-use anyhow::{Context as _, bail, ensure};
-use aya::maps::PerCpuArray;
+use std::collections::BTreeSet;
+
+use anyhow::{Context, bail, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use nix::net::if_::if_nametoindex;
-use tincan_common::counters::{FrameKind, RawTally, Tally};
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use tincan_common::entries::{
+    self, Address, FLOWS, Flow, ROUTES4, ROUTES6, RawTraffic, Receiver, SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
+};
+use tincan_common::kernel_verdict::KernelVerdict;
 
 /// The program on the TAP's egress.
 const TAP_EGRESS: &str = "tap_egress";
-
-/// The map the programs count in.
-const FRAME_TALLIES: &str = "frame_tallies";
+/// The program on the uplinks' ingress.
+const UPLINK_INGRESS: &str = "uplink_ingress";
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The loaded programs and what they are attached to.
-#[derive(Debug)]
+/// The loaded programs, their maps and what they are attached to.
 pub struct KernelEngine {
     ebpf: Ebpf,
+    settings: Array<MapData, [u8; Settings::SIZE]>,
+    routes4: HashMap<MapData, [u8; 4], [u8; Sender::SIZE]>,
+    routes6: HashMap<MapData, Address, [u8; Sender::SIZE]>,
+    flows: HashMap<MapData, [u8; Flow::SIZE], [u8; Receiver::SIZE]>,
+    traffic: PerCpuArray<MapData, RawTraffic>,
+    verdicts: PerCpuArray<MapData, u64>,
+    uplinks: BTreeSet<u32>,
 }
 
 /// What the kernel says about one loaded program.
@@ -45,33 +57,97 @@ impl KernelEngine {
         let Some(object) = object::OBJECT else {
             bail!("built without the kernel engine: run `cargo xtask setup` and build again");
         };
-        let mut engine =
-            Self { ebpf: EbpfLoader::new().load(object).map_err(|error| failure::explain(error, "load the maps"))? };
-        engine.tap_egress()?.load().map_err(|error| failure::explain(error, "load the program"))?;
-        Ok(engine)
+        let mut ebpf = EbpfLoader::new().load(object).map_err(|error| failure::explain(error, "load the maps"))?;
+        for name in [TAP_EGRESS, UPLINK_INGRESS] {
+            program(&mut ebpf, name)?.load().map_err(|error| failure::explain(error, "load the programs"))?;
+        }
+        let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+        let settings = Array::try_from(map(SETTINGS)?).context("map settings")?;
+        let routes4 = HashMap::try_from(map(ROUTES4)?).context("map routes4")?;
+        let routes6 = HashMap::try_from(map(ROUTES6)?).context("map routes6")?;
+        let flows = HashMap::try_from(map(FLOWS)?).context("map flows")?;
+        let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
+        let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
+        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, uplinks: BTreeSet::new() })
     }
 
     /// Attaches `tap_egress` behind the other programs of this interface (TCX, Linux 6.6).
-    pub fn attach(&mut self, interface: &str) -> anyhow::Result<()> {
-        let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {interface}");
-        self.tap_egress()?
-            .attach_with_options(interface, TcAttachType::Egress, TcAttachOptions::TcxOrder(LinkOrder::last()))
-            .map_err(|error| failure::explain(error, "attach to the TAP by TCX"))?;
+    pub fn attach_tap(&mut self, interface: &str) -> anyhow::Result<()> {
+        self.attach(TAP_EGRESS, interface, TcAttachType::Egress)
+    }
+
+    /// Attaches `uplink_ingress` to an interface by its index; once is enough.
+    pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
+        if self.uplinks.contains(&index) {
+            return Ok(());
+        }
+        let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
+        let name = name.into_string().context("an interface's name that is no text")?;
+        // The crate takes the null pointer of a missing interface for an empty name.
+        ensure!(!name.is_empty(), "no interface with index {index}");
+        self.attach(UPLINK_INGRESS, &name, TcAttachType::Ingress)?;
+        self.uplinks.insert(index);
         Ok(())
     }
 
-    /// Frames that left through the TAP since the engine was loaded, per kind, summed over the CPUs.
-    pub fn counters(&self) -> anyhow::Result<Vec<(FrameKind, Tally)>> {
-        let map = self.ebpf.map(FRAME_TALLIES).with_context(|| format!("the object has no map {FRAME_TALLIES}"))?;
-        let tallies = PerCpuArray::<_, RawTally>::try_from(map).context("read the frame counters")?;
-        FrameKind::ALL
-            .into_iter()
-            .map(|kind| {
-                let per_cpu = tallies.get(&kind.index(), 0).with_context(|| format!("read counter {}", kind.name()))?;
-                Ok((kind, Tally::sum(per_cpu.iter())))
-            })
-            .collect()
+    fn attach(&mut self, name: &str, interface: &str, side: TcAttachType) -> anyhow::Result<()> {
+        let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {interface}");
+        program(&mut self.ebpf, name)?
+            .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
+            .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))?;
+        Ok(())
+    }
+
+    /// What every frame needs; before the first call the programs pass everything.
+    pub fn configure(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        self.settings.set(0, settings.to_bytes(), 0).context("write the settings")
+    }
+
+    /// Datagrams of this flow are taken as this receiver says.
+    pub fn set_flow(&mut self, flow: &Flow, receiver: &Receiver) -> anyhow::Result<()> {
+        self.flows.insert(flow.to_bytes(), receiver.to_bytes(), 0).context("write a flow")
+    }
+
+    /// Frames for this inner address, cut to the router mask, are sent so.
+    pub fn set_route4(&mut self, destination: [u8; 4], sender: &Sender) -> anyhow::Result<()> {
+        self.routes4.insert(destination, sender.to_bytes(), 0).context("write an IPv4 route")
+    }
+
+    /// The same for IPv6.
+    pub fn set_route6(&mut self, destination: Address, sender: &Sender) -> anyhow::Result<()> {
+        self.routes6.insert(destination, sender.to_bytes(), 0).context("write an IPv6 route")
+    }
+
+    /// Takes entries back; those that are not there are no error.
+    pub fn remove(&mut self, destination4: [u8; 4], destination6: &Address, flow: &Flow) {
+        let gone = [
+            self.routes4.remove(&destination4).is_ok(),
+            self.routes6.remove(destination6).is_ok(),
+            self.flows.remove(&flow.to_bytes()).is_ok(),
+        ];
+        tracing::trace!(?gone, "entries withdrawn");
+    }
+
+    /// What a slot counted, summed over the CPUs.
+    pub fn traffic(&self, slot: u32) -> anyhow::Result<RawTraffic> {
+        let per_cpu = self.traffic.get(&slot, 0).with_context(|| format!("read the traffic of slot {slot}"))?;
+        let mut sum = RawTraffic::default();
+        for counted in per_cpu.iter() {
+            for (total, more) in sum.iter_mut().zip(counted) {
+                *total = total.wrapping_add(*more);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Every verdict by name and how often it was given.
+    pub fn verdicts(&self) -> anyhow::Result<Vec<(&'static str, u64)>> {
+        let read = |verdict: KernelVerdict| {
+            let per_cpu = self.verdicts.get(&verdict.index(), 0).context("read the verdicts")?;
+            Ok((verdict.name(), per_cpu.iter().sum()))
+        };
+        KernelVerdict::ALL.into_iter().map(read).collect()
     }
 
     /// The size of each loaded program as the verifier and the compiler of this kernel saw it.
@@ -86,11 +162,19 @@ impl KernelEngine {
         };
         self.ebpf.programs().map(report).collect()
     }
+}
 
-    fn tap_egress(&mut self) -> anyhow::Result<&mut SchedClassifier> {
-        let program = self.ebpf.program_mut(TAP_EGRESS).with_context(|| format!("the object has no {TAP_EGRESS}"))?;
-        Ok(program.try_into()?)
+/// An IP address as entries have it.
+fn address(ip: std::net::IpAddr) -> Address {
+    match ip {
+        std::net::IpAddr::V4(ip) => entries::mapped(ip.octets()),
+        std::net::IpAddr::V6(ip) => ip.octets(),
     }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
 }
 
 #[cfg(test)]

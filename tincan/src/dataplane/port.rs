@@ -32,6 +32,10 @@ pub const CHANNEL_HEADER_LEN: usize = 4;
 sockopt_impl!(IpMtuDiscover, SetOnly, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::c_int);
 sockopt_impl!(Ipv6MtuDiscover, SetOnly, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::c_int);
 
+/// `udp(7)` lists it not: datagrams without a checksum are taken over IPv6 too, where RFC 6935 allows them to tunnels.
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
+sockopt_impl!(NoCheck6Rx, SetOnly, libc::IPPROTO_UDP, UDP_NO_CHECK6_RX, bool);
+
 /// One UDP port for both families.
 #[derive(Debug)]
 pub struct UdpPort {
@@ -80,6 +84,10 @@ impl UdpPort {
         };
         let state = ArcSwap::from_pointee(open_state(&socket, dual_stack)?);
         enlarge_buffers(&socket)?;
+        if kind == PortKind::Plain && dual_stack {
+            // The peer's kernel sends frames without one; ours may still be on its way to taking them.
+            setsockopt(&socket, NoCheck6Rx, &true)?;
+        }
         let number = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
         Ok(Self { kind, socket, state, offload_failures: AtomicU32::new(0), number, dual_stack })
     }

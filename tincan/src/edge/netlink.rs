@@ -2,6 +2,8 @@
 //!
 //! It makes and removes no interface: the TAP lives and dies with its file descriptor (`edge::tap`).
 
+mod routes;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -206,6 +208,7 @@ mod tests {
     use std::num::NonZeroI32;
     use std::thread;
 
+    use crate::link::UnderlayRoute;
     use nix::sched::{CloneFlags, unshare};
     use rtnetlink::packet_core::ErrorMessage;
     use rtnetlink::packet_route::address::CacheInfo;
@@ -242,6 +245,27 @@ mod tests {
 
     fn found(interface: &str, address: &str) -> InterfaceAddress {
         InterfaceAddress { interface: interface.to_owned(), addr: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn the_route_to_a_host_names_interface_source_and_mtu() {
+        in_namespace(async |netlink| {
+            add_veth(&netlink, "v0", "v1").await;
+            bring_up(&netlink, "v0").await;
+            bring_up(&netlink, "v1").await;
+            bring_up(&netlink, "lo").await;
+            add_address(&netlink, "v0", "192.0.2.1").await;
+            let index = netlink.find("v0").await.unwrap().unwrap().header.index;
+            let expected = UnderlayRoute { interface: index, source: "192.0.2.1".parse().unwrap(), mtu: 1500 };
+            let remote = "192.0.2.9".parse().unwrap();
+            assert_eq!(netlink.route_to(remote, None).await.unwrap(), expected);
+            assert_eq!(netlink.route_to(remote, Some(expected.source)).await.unwrap(), expected);
+            for not_away in ["192.0.2.1", "127.0.0.1", "203.0.113.1", "2001:db8::1"] {
+                assert!(netlink.route_to(not_away.parse().unwrap(), None).await.is_err(), "{not_away}");
+            }
+            let foreign = netlink.route_to(remote, Some("192.0.2.7".parse().unwrap())).await;
+            assert!(foreign.is_err(), "{foreign:?}");
+        });
     }
 
     #[test]

@@ -1,143 +1,95 @@
-//! The programs in this machine's kernel: a table of frames through `tap_egress`, and a real interface.
-//!
-//! ```text
-//!  fresh namespace, gone with the test's thread
-//!  UDP socket -> near 10.80.0.1/24 -[tap_egress]- veth - far     10.80.0.2 is static, 10.80.0.3 is asked for by ARP
-//! ```
+//! The programs in this machine's kernel: tables of frames through them (`BPF_PROG_TEST_RUN`), and real interfaces.
 
-use std::fs;
-use std::net::UdpSocket;
-use std::process::Command;
+mod frames;
+mod interfaces;
+mod tables;
 
 use aya::programs::{TestRun, TestRunOptions};
-use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 
 use super::*;
+use frames::{OWN4, OWN6, PEER4, PEER6};
 
 /// `TC_ACT_UNSPEC`, which is also `TCX_NEXT`: the next program decides, after the last one the frame passes.
 const PASS_ON: u32 = u32::MAX;
+/// `TC_ACT_REDIRECT`.
+const REDIRECT: u32 = 7;
+/// Numbers the programs only carry.
+const TAP: u32 = 4242;
+const UPLINK: u32 = 4343;
+const TAP_MAC: [u8; 6] = [2, 0, 0, 0, 0xaa, 1];
+const SLOT: u32 = 7;
+/// The tag the peer wants, and the one we asked it for.
+const SEND_TAG: u32 = 0x00a1_b2c3;
+const RECEIVE_TAG: u32 = 0x0011_2233;
+const OWN_PORT: u16 = 40_001;
+const PEER_PORT: u16 = 50_002;
+/// Longest inner frame.
+const MAX_FRAME: u32 = 1464;
 
 fn engine() -> KernelEngine {
     assert!(geteuid().is_root(), "this test loads programs into the kernel: run it as root");
     KernelEngine::load().unwrap_or_else(|error| panic!("{error:?}"))
 }
 
-fn tally(engine: &KernelEngine, kind: FrameKind) -> Tally {
-    let counters = engine.counters().unwrap();
-    counters.into_iter().find(|(counted, _)| *counted == kind).unwrap().1
+/// An outer path of one family.
+#[derive(Clone, Copy, Debug)]
+struct Underlay {
+    own: std::net::IpAddr,
+    peer: std::net::IpAddr,
 }
 
-fn frame(ethertype: u16, length: usize) -> Vec<u8> {
-    let mut frame = vec![0; length];
-    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
-    frame
+fn underlays() -> [Underlay; 2] {
+    let ip = |text: &str| text.parse().unwrap();
+    [
+        Underlay { own: ip("192.0.2.1"), peer: ip("192.0.2.2") },
+        Underlay { own: ip("2001:db8::1"), peer: ip("2001:db8::2") },
+    ]
 }
 
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-fn enter_fresh_namespace() {
-    assert!(geteuid().is_root(), "this test makes a network namespace: run it as root");
-    unshare(CloneFlags::CLONE_NEWNET).unwrap();
-}
-
-/// A veth pair `near` - `far` without IPv6, so that no frame leaves but those the test sends.
-fn make_veth_pair() {
-    enter_fresh_namespace();
-    ip("link add near type veth peer name far");
-    ip("link set near addrgenmode none");
-    ip("link set far addrgenmode none");
-    ip("address add 10.80.0.1/24 dev near");
-    ip("link set far up");
-    ip("link set near up");
-    ip("neighbour add 10.80.0.2 lladdr 02:00:00:00:00:02 dev near nud permanent");
-}
-
-fn frames_that_reached(interface: &str) -> u64 {
-    let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':')).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn programs_on(interface: &str) -> Vec<String> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).unwrap();
-    programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
-}
-
-#[test]
-fn every_frame_passes_and_is_counted_by_its_kind() {
-    let table = [
-        (frame(0x0800, 60), FrameKind::Ipv4),
-        (frame(0x0800, 1514), FrameKind::Ipv4),
-        (frame(0x86DD, 74), FrameKind::Ipv6),
-        (frame(0x0806, 42), FrameKind::Arp),
-        (frame(0x8100, 64), FrameKind::Other),
-        (frame(0x88CC, 14), FrameKind::Other),
-    ];
+/// An engine with one link over `underlay`.
+fn linked(underlay: Underlay) -> KernelEngine {
     let mut engine = engine();
-    for (frame, kind) in &table {
-        let before = tally(&engine, *kind);
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        let result = engine.tap_egress().unwrap().test_run(options).unwrap();
-        assert_eq!(result.return_value, PASS_ON, "{kind:?}");
-        let bytes = before.bytes + frame.len() as u64;
-        assert_eq!(tally(&engine, *kind), Tally { frames: before.frames + 1, bytes }, "{kind:?}");
-    }
-    let total: u64 = engine.counters().unwrap().iter().map(|(_, tally)| tally.frames).sum();
-    assert_eq!(total, table.len() as u64);
+    let (local, remote) = (address(underlay.own), address(underlay.peer));
+    let (local_port, remote_port) = (OWN_PORT.to_be_bytes(), PEER_PORT.to_be_bytes());
+    let settings = Settings {
+        tap_index: TAP,
+        tap_mac: TAP_MAC,
+        plain_port: local_port,
+        router_mask: [255; 4],
+        own_ip4: OWN4,
+        own_ip6: OWN6,
+    };
+    engine.configure(&settings).unwrap();
+    let sender = Sender {
+        uplink: UPLINK,
+        slot: SLOT,
+        max_frame: MAX_FRAME,
+        tag: SEND_TAG,
+        source: local,
+        destination: remote,
+        source_port: local_port,
+        destination_port: remote_port,
+    };
+    let receiver = Receiver { slot: SLOT, tag: RECEIVE_TAG, ip4: PEER4, ip6: PEER6 };
+    engine.set_flow(&Flow { remote, local, remote_port, local_port }, &receiver).unwrap();
+    engine.set_route4(PEER4, &sender).unwrap();
+    engine.set_route6(PEER6, &sender).unwrap();
+    engine
 }
 
-#[test]
-fn frames_of_an_interface_are_counted_and_arrive() {
-    make_veth_pair();
-    let mut engine = engine();
-    engine.attach("near").unwrap();
-    assert_eq!(programs_on("near"), ["tap_egress"]);
-
-    let socket = UdpSocket::bind("10.80.0.1:0").unwrap();
-    for _ in 0..50 {
-        socket.send_to(&[0; 100], "10.80.0.2:9").unwrap();
-    }
-    // 14 bytes of Ethernet, 20 of IPv4, 8 of UDP.
-    assert_eq!(tally(&engine, FrameKind::Ipv4), Tally { frames: 50, bytes: 50 * (14 + 20 + 8 + 100) });
-    assert_eq!(tally(&engine, FrameKind::Arp), Tally::default());
-    assert_eq!(frames_that_reached("far"), 50);
-
-    socket.send_to(&[0; 100], "10.80.0.3:9").unwrap();
-    assert_eq!(tally(&engine, FrameKind::Arp).frames, 1);
+/// Runs a program over a frame: what it returns, and the frame afterwards.
+fn run(engine: &mut KernelEngine, name: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; frame.len() + 256];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    let result = program(&mut engine.ebpf, name).unwrap().test_run(options).unwrap();
+    let length = result.data_size_out as usize;
+    out.truncate(length);
+    (result.return_value, out)
 }
 
-#[test]
-fn dropping_the_engine_detaches_its_program() {
-    make_veth_pair();
-    let mut engine = engine();
-    engine.attach("near").unwrap();
-    drop(engine);
-    assert_eq!(programs_on("near"), [""; 0]);
-}
-
-#[test]
-fn the_loopback_device_is_refused_under_any_name() {
-    enter_fresh_namespace();
-    ip("link set lo name innocent");
-    let error = engine().attach("innocent").unwrap_err().to_string();
-    assert!(error.contains("loopback"), "{error}");
-}
-
-#[test]
-fn an_unknown_interface_is_named_in_the_error() {
-    enter_fresh_namespace();
-    let error = engine().attach("nowhere").unwrap_err().to_string();
-    assert!(error.contains("nowhere"), "{error}");
-}
-
-#[test]
-fn the_verifier_reports_every_program() {
-    let reports = engine().reports().unwrap();
-    assert_eq!(reports.len(), 1);
-    assert!(reports[0].verified_instructions.is_some_and(|count| count > 0), "{reports:?}");
+fn verdict(engine: &KernelEngine, verdict: KernelVerdict) -> u64 {
+    engine.verdicts().unwrap().iter().find(|(name, _)| *name == verdict.name()).unwrap().1
 }
