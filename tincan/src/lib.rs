@@ -6,9 +6,11 @@
 //! Only `daemon` knows both sides. ARCHITECTURE.md has the map.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod dtls;
 pub mod edge;
 pub mod ice;

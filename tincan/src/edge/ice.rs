@@ -20,7 +20,7 @@ mod generation;
 pub mod message;
 mod paths;
 mod reflexive;
-mod turn;
+pub mod turn;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -218,7 +218,7 @@ async fn list_interfaces(interfaces: &Interfaces) -> anyhow::Result<Vec<HostAddr
 }
 
 /// Addresses of a server; `Err` is a sentence for a person.
-async fn resolve(kind: &str, name: Option<String>) -> Result<Vec<SocketAddr>, String> {
+pub async fn resolve(kind: &str, name: Option<String>) -> Result<Vec<SocketAddr>, String> {
     let Some(name) = name else { return Ok(Vec::new()) };
     let with_port = if name.contains(':') { name.clone() } else { format!("{name}:{STUN_PORT}") };
     match tokio::time::timeout(LOOKUP_PATIENCE, tokio::net::lookup_host(with_port)).await {
