@@ -106,11 +106,8 @@ fn run_daemon(options: DaemonOptions) -> anyhow::Result<()> {
 fn run_doctor(options: DoctorOptions) -> anyhow::Result<ExitCode> {
     let json = options.json;
     let report = doctor::run(options)?;
-    if json {
-        print(&format!("{:#}\n", report.to_json()))?
-    } else {
-        print(&report.to_string())?
-    }
+    let text = if json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    print(&text)?;
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

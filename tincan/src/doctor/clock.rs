@@ -52,9 +52,9 @@ fn judge(known: Known) -> Check {
         }
     }
     if let Some(difference) = server_difference_ms {
-        let (size, side) =
-            (Duration::from_millis(difference.unsigned_abs()), if difference > 0 { "behind" } else { "ahead of" });
-        let found = format!("the clock is {} {side} the XMPP server's", span(size));
+        let size = Duration::from_millis(difference.unsigned_abs());
+        let relation = if difference > 0 { "behind" } else { "ahead of" };
+        let found = format!("the clock is {} {relation} the XMPP server's", span(size));
         if size > LARGE_DIFFERENCE {
             return Check::problem(NAME, found, SET_IT);
         }

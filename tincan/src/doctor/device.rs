@@ -52,7 +52,7 @@ fn configured_tap(name: &str, running: Option<&Running>) -> Check {
         Some(_) | None if exists => Check::problem(
             TAP,
             format!("a network device {name} exists already and is no running daemon's"),
-            "choose another name by --tap, or remove it (ip link del)",
+            "choose another name by --tap, or remove it (ip link del); if a daemon with another --socket made it, name that",
         ),
         Some(_) | None => Check::ok(TAP, format!("TAPs can be made, and the name {name} is free")),
     }

@@ -33,7 +33,7 @@ const STUN_FRAME: usize = 20 + 4 + 8;
 /// An attribute that no server knows and every server skips (RFC 8489 section 14: comprehension-optional).
 const PADDING: AttrType = AttrType(0xff01);
 /// Repeats of a datagram, and how long the last is waited for.
-const SENDS_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1000)];
+const SENDS_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)];
 /// Sizes tried while ICMP names smaller and smaller MTUs.
 const MAX_STEPS: usize = 4;
 /// Longest answer read, bytes.

@@ -194,7 +194,7 @@ mod tests {
             (Came::NotThrough, Came::Through, alive, Known(AddressDependent)),
             (Came::NotThrough, Came::NotThrough, alive, Known(AddressAndPortDependent)),
         ] {
-            let seen = Observations { from_other_address, from_other_port, other_address, ..observations() };
+            let seen = Observations { other_address, from_other_address, from_other_port, ..observations() };
             assert_eq!(filtering(&seen), expected, "{seen:?}");
         }
     }

@@ -21,7 +21,7 @@ pub struct DoctorOptions {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// XMPP account to log in with, once; its password is in TINCAN_XMPP_PASSWORD or --xmpp-password-file
+    /// XMPP account to log in with, once; its password is in `TINCAN_XMPP_PASSWORD` or --xmpp-password-file
     #[arg(long, value_name = "USER@DOMAIN[:PORT]")]
     pub xmpp: Option<String>,
     /// Name or address of the XMPP server [default: the account's domain]
@@ -33,7 +33,7 @@ pub struct DoctorOptions {
     /// STUN server to ask for this host's address and the kind of its NAT
     #[arg(long, value_name = "HOST:PORT")]
     pub stun: Option<String>,
-    /// TURN server to allocate at; its password is in TINCAN_TURN_PASSWORD or --turn-password-file
+    /// TURN server to allocate at; its password is in `TINCAN_TURN_PASSWORD` or --turn-password-file
     #[arg(long, value_name = "HOST:PORT", requires = "turn_user")]
     pub turn: Option<String>,
     /// User at the TURN server

@@ -20,7 +20,7 @@ const NAME: &str = "stun";
 
 /// When a request is sent, after the first; each has an id of its own, so every answer gives a round-trip time.
 const SENDS_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(250), Duration::from_millis(750)];
-/// After the first request; the checks after one another take five times this at most.
+/// After the first request; five such after one another still end before the command's deadline.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest answer read, bytes.
 const MAX_ANSWER: usize = 2048;
@@ -81,7 +81,7 @@ pub async fn check(server: Option<&str>) -> [Check; 2] {
 
 fn judge(name: &str, server: SocketAddr, answer: &Answer) -> Check {
     let milliseconds = answer.rtt.as_secs_f64() * 1000.0;
-    Check::ok(NAME, format!("{} sees this host as {}, RTT {milliseconds:.1} ms", called(name, server), answer.mapped))
+    Check::ok(NAME, format!("{} sees this host as {}, RTT {milliseconds:.2} ms", called(name, server), answer.mapped))
 }
 
 fn refused(name: &str, server: SocketAddr, failure: &Failure) -> Check {
@@ -122,9 +122,9 @@ async fn look(server: SocketAddr) -> Result<(Answer, Observations), Failure> {
         from_other_port: Came::NotAsked,
     };
     if let Some(other) = first.other.filter(|other| is_other(server, *other)) {
-        let (mapping, filtering) = tokio::join!(asker.mapping(server, other, first.mapped), filtering(server, other));
-        (seen.other_address, seen.other_port) = mapping;
-        (seen.from_other_address, seen.from_other_port) = filtering;
+        // Filtering first: what is sent to the other address opens the way for what comes from it.
+        (seen.from_other_address, seen.from_other_port) = asker.filtering(server, other).await;
+        (seen.other_address, seen.other_port) = asker.mapping(server, other, first.mapped).await;
     }
     Ok((first, seen))
 }
@@ -139,21 +139,6 @@ fn is_other(server: SocketAddr, other: SocketAddr) -> bool {
         && other.port() != 0
         && !(there.is_unspecified() || there.is_multicast() || broadcast)
         && (here.is_loopback() || !there.is_loopback())
-}
-
-/// From a socket of its own: the other one has opened the way for the server's other address.
-async fn filtering(server: SocketAddr, other: SocketAddr) -> (Came, Came) {
-    let Ok(asker) = Asker::open(server) else { return (Came::Ignored, Came::NotAsked) };
-    if asker.ask(server, Change::Nothing).await.is_err() {
-        return (Came::Ignored, Came::NotAsked);
-    }
-    let answer = asker.ask(server, Change::AddressAndPort).await;
-    let from_address = came(&answer, |from| from.ip() == other.ip());
-    if from_address != Came::NotThrough {
-        return (from_address, Came::NotAsked);
-    }
-    let answer = asker.ask(server, Change::Port).await;
-    (from_address, came(&answer, |from| from.ip() == server.ip() && from.port() != server.port()))
 }
 
 fn came(answer: &Result<Answer, Failure>, as_asked: impl FnOnce(SocketAddr) -> bool) -> Came {
@@ -183,6 +168,16 @@ impl Asker {
 
     fn local(&self, server: SocketAddr) -> io::Result<SocketAddr> {
         Ok(SocketAddr::new(local_toward(server)?, self.socket.local_addr()?.port()))
+    }
+
+    async fn filtering(&self, server: SocketAddr, other: SocketAddr) -> (Came, Came) {
+        let answer = self.ask(server, Change::AddressAndPort).await;
+        let from_address = came(&answer, |from| from.ip() == other.ip());
+        if from_address != Came::NotThrough {
+            return (from_address, Came::NotAsked);
+        }
+        let answer = self.ask(server, Change::Port).await;
+        (from_address, came(&answer, |from| from.ip() == server.ip() && from.port() != server.port()))
     }
 
     async fn mapping(&self, server: SocketAddr, other: SocketAddr, mapped: SocketAddr) -> (Seen, Seen) {

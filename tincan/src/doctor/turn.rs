@@ -11,7 +11,7 @@ use crate::doctor::options::TurnTarget;
 use crate::doctor::place::{any_of_family, explain, find};
 use crate::doctor::report::Check;
 use crate::edge::ice::message::Incoming;
-use crate::edge::ice::turn::{TurnClient, TurnEvent};
+use crate::edge::ice::{TurnClient, TurnEvent};
 use crate::wire::request::TurnServer;
 
 const NAME: &str = "turn";
@@ -92,7 +92,8 @@ async fn allocate(server: SocketAddr, account: &TurnServer) -> io::Result<Outcom
         match next_event(&socket, &mut client).await? {
             TurnEvent::Allocated { relayed, mapped: _ } => break relayed,
             TurnEvent::Failed { reason } => return Ok(Outcome::Refused(reason)),
-            TurnEvent::Bound { .. } | TurnEvent::Data { .. } | TurnEvent::Over => {}
+            TurnEvent::Over => return Ok(Outcome::Refused("the allocation ended before it began".to_owned())),
+            TurnEvent::Bound { .. } | TurnEvent::Data { .. } => {}
         }
     };
     client.release(Instant::now().into_std());

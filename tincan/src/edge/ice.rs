@@ -20,7 +20,7 @@ mod generation;
 pub mod message;
 mod paths;
 mod reflexive;
-pub mod turn;
+mod turn;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -34,6 +34,7 @@ use crate::edge::ice::agent::{AgentId, AgentOutput, RunningAgent};
 use crate::edge::ice::core::{Core, CoreConfig, Output};
 use crate::edge::ice::gather::{HostAddress, Survey, SurveyRequest};
 use crate::edge::ice::message::looks_like_stun;
+pub use crate::edge::ice::turn::{TurnClient, TurnEvent};
 use crate::edge::netlink::Netlink;
 use crate::ice::{IceCommand, IceEvent};
 use crate::link::{FlowKey, LinkId};
