@@ -163,8 +163,12 @@ fn servers_that_are_silent_together_are_named_within_fifteen_seconds() -> Result
     firewall(&pair.bob, "table ip cut {\n chain input { type filter hook input priority filter; policy drop; }\n}\n")?;
     // The switch's neighbour table would tell of an address nobody has; bob is there, and says nothing.
     pair.alice.exec("ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent")?;
+    // This one's kernel takes the connection and the first words, and nobody answers them.
+    pair.lan.address(&format!("{LAN_SERVER}/24"))?;
+    let xmpp = Prosody::start(pair.lan.namespace(), LAN_SERVER, &ProsodyOptions::default())?;
+    xmpp.freeze()?;
     let (stun, account) = ("192.0.2.2:3478", format!("alice@{DOMAIN}"));
-    let words = ["--stun", stun, "--turn", stun, "--turn-user", "x", "--xmpp", &account, "--xmpp-host", "192.0.2.2"];
+    let words = ["--stun", stun, "--turn", stun, "--turn-user", "x", "--xmpp", &account, "--xmpp-host", LAN_SERVER];
     let start = Instant::now();
     let report = doctor(&pair.alice, &words)?;
     let took = start.elapsed();
@@ -172,7 +176,7 @@ fn servers_that_are_silent_together_are_named_within_fifteen_seconds() -> Result
     ensure!(!report.is_success);
     report.expect("stun", "problem", &["192.0.2.2:3478 is silent"])?;
     report.expect("turn", "problem", &["did not answer"])?;
-    report.expect("xmpp", "problem", &["no login", "192.0.2.2"])?;
+    report.expect("xmpp", "problem", &["no login", LAN_SERVER])?;
     report.expect("path-mtu", "ok", &["not confirmed"])
 }
 
