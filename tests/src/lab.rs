@@ -4,6 +4,7 @@
 //!                 +--- eth0 bob    172.16.0.2   secured link with alice
 //!   switch -------+--- eth0 alice  172.16.0.1
 //!   192.0.2.0/24  +--- eth0 carol  172.16.0.3   plain link with alice
+//!                 +--- eth0 server              with `--xmpp`: prosody, through which they find each other
 //! ```
 
 mod report;
@@ -22,9 +23,13 @@ use crate::daemon::DaemonOptions;
 use crate::lab::report::{LinkReport, Voice};
 use crate::netns::Namespace;
 use crate::ping::ping;
+use crate::prosody::{DOMAIN, Prosody, ProsodyOptions};
+use crate::signalling;
 use crate::topology::{Lan, Underlay, plug_host};
 use crate::traffic::tcp_gbps;
 
+/// The XMPP server's number on the switch.
+const SERVER: u8 = 100;
 /// Pings of the first measurement of a link, and their pause.
 const PINGS: u32 = 100;
 const PING_PAUSE: Duration = Duration::from_millis(10);
@@ -43,6 +48,8 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// The last line is one JSON object.
     pub json: bool,
+    /// Signalling goes through an XMPP server instead of the lab's controller.
+    pub xmpp: bool,
 }
 
 /// A host of the lab that alice is linked to.
@@ -86,17 +93,18 @@ pub fn run(options: &Options) -> Result<bool> {
     let end = End::watch(options.duration)?;
     voice.say("lab: three hosts on a switch, in network namespaces of their own");
     let mut lan = Lan::new("lan")?;
-    let (_alice_host, mut alice) = start(&mut lan, "alice", 1, &voice)?;
+    let server = if options.xmpp { Some(start_server(&mut lan, &voice)?) } else { None };
+    let (_alice_host, mut alice) = start(&mut lan, "alice", 1, server.as_ref(), &voice)?;
     let mut partners = Vec::new();
     for (role, number, name, plan) in
         [("bob", 2, "secured", LinkPlan::secured()), ("carol", 3, "plain", LinkPlan::plain())]
     {
-        let (host, node) = start(&mut lan, role, number, &voice)?;
+        let (host, node) = start(&mut lan, role, number, server.as_ref(), &voice)?;
         partners.push(Partner { host, node, plan, report: LinkReport::new(name) });
     }
     for partner in &mut partners {
         if !end.is_signalled() {
-            link(&mut alice, partner, &voice);
+            link(&mut alice, partner, options.xmpp, &voice);
         }
     }
     for partner in &mut partners {
@@ -106,7 +114,7 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     live(&alice, &mut partners, &end, &voice);
     let reports: Vec<LinkReport> = partners.iter().map(|partner| partner.report.clone()).collect();
-    drop((partners, alice, lan));
+    drop((partners, alice, server, lan));
     let ok = reports.iter().all(LinkReport::is_good);
     voice.conclude(ok, &reports);
     Ok(ok)
@@ -117,27 +125,48 @@ pub fn failed() -> Value {
     report::summary(false, &[])
 }
 
-fn start(lan: &mut Lan, role: &str, number: u8, voice: &Voice) -> Result<(Namespace, Node)> {
+/// An XMPP server in a namespace of its own, with an account for everyone.
+fn start_server(lan: &mut Lan, voice: &Voice) -> Result<Prosody> {
+    let (host, _cable) = plug_host(lan, "server", SERVER, Underlay::Ipv4)?;
+    let accounts: Vec<String> = ["alice", "bob", "carol"].map(str::to_owned).to_vec();
+    let options = ProsodyOptions { group: accounts.clone(), accounts, ..ProsodyOptions::default() };
+    let server = Prosody::start(&host, &format!("192.0.2.{SERVER}"), &options).context("starting prosody")?;
+    voice.say(&format!("server: prosody for {DOMAIN} at {}", server.address()));
+    Ok(server)
+}
+
+fn start(lan: &mut Lan, role: &str, number: u8, server: Option<&Prosody>, voice: &Voice) -> Result<(Namespace, Node)> {
     let (host, _cable) = plug_host(lan, role, number, Underlay::Dual)?;
-    let options = DaemonOptions { log_at_end: false, ..DaemonOptions::default() };
+    let more = server.map(signalling::trusting).unwrap_or_default();
+    let options = DaemonOptions { log_at_end: false, more, ..DaemonOptions::default() };
     let node = Node::start_with(&host, number, &options).with_context(|| format!("starting {role}'s daemon"))?;
     voice.say(&format!("{role}: daemon {} is node {}.., {}", node.daemon.pid(), &node.uid[..8], node.ip4));
+    if let Some(server) = server {
+        signalling::log_in(&node, server, role).with_context(|| format!("logging {role} in"))?;
+        voice.say(&format!("{role}: {}", signalling::service(&node)?));
+    }
     Ok((host, node))
 }
 
 /// Links alice with a partner; a failure is told and stays in the report.
-fn link(alice: &mut Node, partner: &mut Partner, voice: &Voice) {
+fn link(alice: &mut Node, partner: &mut Partner, by_xmpp: bool, voice: &Voice) {
     let name = partner.report.name;
-    match connect(alice, &mut partner.node, &partner.plan) {
-        Ok(setup) => {
-            partner.report.setup = Some(setup.linking);
+    let linked = if by_xmpp {
+        let met = signalling::meet(alice, &partner.node);
+        let linked = met.and_then(|()| signalling::link(alice, &mut partner.node, &partner.plan));
+        linked.map(|took| (took, "con_req to online"))
+    } else {
+        let linked = connect(alice, &mut partner.node, &partner.plan);
+        linked.map(|setup| (setup.linking, "candidates known to online"))
+    };
+    match linked {
+        Ok((took, what)) => {
+            partner.report.setup = Some(took);
             look(alice, partner);
             let LinkReport { status, security, path, engine, .. } = &partner.report;
+            let millis = millis(took);
             voice.say(&format!(
-                "{name} link: candidates in {:.1} ms, {status} after {:.1} ms, security {security}, path {path}, engine \
-                 {engine}",
-                millis(setup.gathering),
-                millis(setup.linking)
+                "{name} link: {status}, {what} {millis:.1} ms, security {security}, path {path}, engine {engine}"
             ));
         }
         Err(error) => {

@@ -17,6 +17,7 @@ pub mod process;
 pub mod prosody;
 pub mod rpc;
 pub mod scratch;
+pub mod signalling;
 pub mod topology;
 pub mod traffic;
 pub mod udp_door;

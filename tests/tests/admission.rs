@@ -217,6 +217,41 @@ fn a_sender_that_closed_its_socket_is_refused() -> Result<()> {
 }
 
 #[test]
+fn who_takes_a_controllers_port_over_is_told_nothing() -> Result<()> {
+    const PORT: &str = "127.0.0.1:6001";
+    let host = Namespace::new("host")?;
+    let alice = Node::start(&host, 1)?;
+    let create = |peer: u8| {
+        let params =
+            json!({"uid": format!("{peer:02x}").repeat(20), "fpr": alice.fingerprint, "overlay_id": 0, "sec": true});
+        alice.daemon.call("create_link", &params)
+    };
+    let hears = |controller: &UdpSocket, peer: u8| -> Result<()> {
+        let mut buffer = [0; 4096];
+        let length = controller.recv(&mut buffer).context("no con_resp")?;
+        let json: Value = serde_json::from_slice(&buffer[2..length])?;
+        ensure!(json["type"] == "con_resp" && json["uid"] == format!("{peer:02x}").repeat(20), "{json}");
+        Ok(())
+    };
+    let controller = socket_of(&host, ROOT, PORT)?;
+    alice.daemon.call("set_cb_endpoint", &json!({"ip": "127.0.0.1", "port": 6001}))?;
+    create(2)?;
+    hears(&controller, 2)?;
+    drop(controller);
+    // Nobody is there; then somebody else is.
+    create(3)?;
+    await_counter(&alice.daemon, "rpc_unheard", 1)?;
+    let thief = socket_of(&host, NOBODY, PORT)?;
+    create(4)?;
+    await_counter(&alice.daemon, "rpc_unheard", 2)?;
+    heard_nothing(&thief)?;
+    drop(thief);
+    let controller = socket_of(&host, ROOT, PORT)?;
+    create(5)?;
+    hears(&controller, 5)
+}
+
+#[test]
 fn a_user_of_the_configured_group_is_answered() -> Result<()> {
     let host = Namespace::new("host")?;
     let account = User::from_uid(Uid::from_raw(NOBODY))?.context("no user 65534")?;

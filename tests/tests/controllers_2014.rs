@@ -14,6 +14,7 @@ use tincan_tests::coturn::Coturn;
 use tincan_tests::daemon::{Daemon, DaemonOptions};
 use tincan_tests::ping::ping;
 use tincan_tests::prosody::{DOMAIN, Prosody, ProsodyOptions, password};
+use tincan_tests::signalling::trusting;
 use tincan_tests::topology::{Pair, Underlay};
 use tincan_tests::udp_door::UdpDoor;
 
@@ -49,8 +50,7 @@ impl Scene {
         pair.lan.address(&format!("{STUN}/24"))?;
         let server = Prosody::start(pair.lan.namespace(), SERVER, &ProsodyOptions::default())?;
         let stun = Coturn::start(pair.lan.namespace(), STUN)?;
-        let authority = server.authority().display().to_string();
-        let options = DaemonOptions { more: vec!["--xmpp-ca".to_owned(), authority], ..DaemonOptions::default() };
+        let options = DaemonOptions { more: trusting(&server), ..DaemonOptions::default() };
         let daemons = [Daemon::start(&pair.alice, &options)?, Daemon::start(&pair.bob, &options)?];
         let config = |account: &str, own: usize| Config {
             flavour,

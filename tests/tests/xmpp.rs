@@ -8,16 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use tincan_tests::controller::Node;
+use serde_json::json;
+use tincan_tests::controller::{LinkPlan, Node};
 use tincan_tests::daemon::DaemonOptions;
 use tincan_tests::ping::ping;
-use tincan_tests::prosody::{DOMAIN, Prosody, ProsodyOptions, password};
+use tincan_tests::prosody::{Prosody, ProsodyOptions, password};
+use tincan_tests::signalling::{LOGIN_DEADLINE, link, log_in, meet, register, service, trusting};
 use tincan_tests::topology::{Pair, Underlay};
 use tincan_tests::wait;
 
 const SERVER: &str = "192.0.2.100";
-const LOGIN: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(10);
 /// A stream that is dead is known to be.
 const NOTICED: Duration = Duration::from_secs(20);
@@ -36,70 +36,20 @@ fn scene() -> Result<Scene> {
     let pair = Pair::new(Underlay::Dual)?;
     pair.lan.address(&format!("{SERVER}/24"))?;
     let server = Prosody::start(pair.lan.namespace(), SERVER, &ProsodyOptions::default())?;
-    let authority = server.authority().display().to_string();
-    let options = DaemonOptions { more: vec!["--xmpp-ca".to_owned(), authority], ..DaemonOptions::default() };
+    let options = DaemonOptions { more: trusting(&server), ..DaemonOptions::default() };
     let alice = Node::start_with(&pair.alice, 1, &options)?;
     let bob = Node::start_with(&pair.bob, 2, &options)?;
     Ok(Scene { pair, server, alice, bob })
 }
 
-fn register(node: &Node, account: &str, password: &str) -> Result<Value> {
-    let params = json!({"username": format!("{account}@{DOMAIN}"), "password": password, "host": SERVER, "port": 5222});
-    node.daemon.call("register_svc", &params)
-}
-
-fn service(node: &Node) -> Result<String> {
-    let status = node.daemon.call("status", &json!({}))?;
-    Ok(status["host"]["service"].as_str().context("no service in the status")?.to_owned())
-}
-
-/// Waits until each sees the other's presence, as the 2014 controllers look for it: a peer in the state.
-fn meet(alice: &Node, bob: &Node) -> Result<()> {
-    for (node, peer) in [(alice, bob), (bob, alice)] {
-        wait::until(LOGIN, "the peer's presence", || {
-            let state = node.daemon.call("get_state", &json!({})).unwrap_or_default();
-            state["peers"].as_array().is_some_and(|peers| peers.iter().any(|known| known["uid"] == peer.uid.as_str()))
-        })
-        .with_context(|| format!("{:?}", service(node)))?;
-    }
-    Ok(())
-}
-
-/// A controller's part: `con_req` with the own fingerprint, the peer's controller answers by `create_link`, whose
-/// `con_resp` the daemon sends by itself; then both have what they need.
-fn link(alice: &mut Node, bob: &mut Node) -> Result<Duration> {
-    let start = Instant::now();
-    let overlay = |node: &Node, peer: &Node, cas: &str| {
-        json!({"overlay_id": 1, "uid": peer.uid, "fpr": peer.fingerprint, "sec": true, "cas": cas, "stun": "",
-               "turn": "", "turn_user": "", "turn_pass": "", "m": "create_link", "x": node.uid})
-    };
-    alice.daemon.call("con_req", &json!({"overlay_id": 1, "uid": bob.uid, "data": alice.fingerprint}))?;
-    let request = bob.door.notification(SOON, "con_req", &alice.uid)?;
-    ensure!(request["data"] == alice.fingerprint.as_str(), "{request}");
-    bob.door.send(&overlay(bob, alice, ""))?;
-    bob.map(alice)?;
-    let of_bob = alice.door.notification(SOON, "con_resp", &bob.uid)?;
-    let cas = |response: &Value| {
-        let data = response["data"].as_str().unwrap_or_default();
-        data.split_once(' ').map_or_else(String::new, |(_, cas)| cas.to_owned())
-    };
-    alice.door.send(&overlay(alice, bob, &cas(&of_bob)))?;
-    alice.map(bob)?;
-    let of_alice = bob.door.notification(SOON, "con_resp", &alice.uid)?;
-    bob.door.send(&overlay(bob, alice, &cas(&of_alice)))?;
-    alice.door.status(SOON, &bob.uid, "online")?;
-    bob.door.status(SOON, &alice.uid, "online")?;
-    Ok(start.elapsed())
-}
-
 #[test]
 fn two_nodes_meet_at_the_server_and_link_from_con_req_on() -> Result<()> {
-    let Scene { pair, server: _server, mut alice, mut bob } = scene()?;
-    ensure!(register(&alice, "alice", &password("alice"))?["done"] == true);
-    ensure!(register(&bob, "bob", &password("bob"))?["done"] == true);
+    let Scene { pair, server, mut alice, mut bob } = scene()?;
+    log_in(&alice, &server, "alice")?;
+    log_in(&bob, &server, "bob")?;
     meet(&alice, &bob)?;
     ensure!(service(&alice)?.starts_with("online as alice@"), "{}", service(&alice)?);
-    let took = link(&mut alice, &mut bob)?;
+    let took = link(&mut alice, &mut bob, &LinkPlan::secured())?;
     println!("con_req to both online: {took:?}");
     let report = ping(&pair.alice, bob.ip4.into(), 20, Duration::from_millis(10), b"by XMPP")?;
     ensure!(report.lost == 0, "{} pings lost", report.lost);
@@ -115,13 +65,13 @@ fn two_nodes_meet_at_the_server_and_link_from_con_req_on() -> Result<()> {
 
 #[test]
 fn twenty_links_by_the_server_come_up_and_the_median_time_is_printed() -> Result<()> {
-    let Scene { pair: _pair, server: _server, mut alice, mut bob } = scene()?;
-    register(&alice, "alice", &password("alice"))?;
-    register(&bob, "bob", &password("bob"))?;
+    let Scene { pair: _pair, server, mut alice, mut bob } = scene()?;
+    log_in(&alice, &server, "alice")?;
+    log_in(&bob, &server, "bob")?;
     meet(&alice, &bob)?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        times.push(link(&mut alice, &mut bob)?);
+        times.push(link(&mut alice, &mut bob, &LinkPlan::secured())?);
         alice.trim(&bob)?;
         bob.trim(&alice)?;
         drop((alice.door.drain()?, bob.door.drain()?));
@@ -144,10 +94,10 @@ fn a_minute_with_the_servers_packets_dropped_costs_no_frame() -> Result<()> {
 /// Pings while the server is away for a minute and until presence is back; then a message crosses again.
 fn an_outage_costs_no_frame(begin: fn(&mut Prosody) -> Result<()>, end: fn(&mut Prosody) -> Result<()>) -> Result<()> {
     let Scene { pair, mut server, mut alice, mut bob } = scene()?;
-    register(&alice, "alice", &password("alice"))?;
-    register(&bob, "bob", &password("bob"))?;
+    log_in(&alice, &server, "alice")?;
+    log_in(&bob, &server, "bob")?;
     meet(&alice, &bob)?;
-    link(&mut alice, &mut bob)?;
+    link(&mut alice, &mut bob, &LinkPlan::secured())?;
     let connects = |node: &Node| node.counter("xmpp_connects");
     let before = [connects(&alice)?, connects(&bob)?];
     let start = Instant::now();
@@ -187,10 +137,10 @@ fn an_outage_costs_no_frame(begin: fn(&mut Prosody) -> Result<()>, end: fn(&mut 
 #[test]
 fn links_do_not_need_the_server_and_presence_comes_back_with_it() -> Result<()> {
     let Scene { pair, mut server, mut alice, mut bob } = scene()?;
-    register(&alice, "alice", &password("alice"))?;
-    register(&bob, "bob", &password("bob"))?;
+    log_in(&alice, &server, "alice")?;
+    log_in(&bob, &server, "bob")?;
     meet(&alice, &bob)?;
-    link(&mut alice, &mut bob)?;
+    link(&mut alice, &mut bob, &LinkPlan::secured())?;
     server.stop()?;
     wait::until(Duration::from_secs(30), "the loss of the server", || {
         service(&alice).is_ok_and(|text| text.starts_with("offline"))
@@ -210,14 +160,14 @@ fn links_do_not_need_the_server_and_presence_comes_back_with_it() -> Result<()> 
 
 #[test]
 fn a_wrong_password_and_a_foreign_certificate_are_refused_with_a_reason() -> Result<()> {
-    let Scene { pair, server: _server, alice, bob: _bob } = scene()?;
-    register(&alice, "alice", "wrong")?;
-    wait::until(LOGIN, "the refusal", || service(&alice).is_ok_and(|text| text.starts_with("offline")))?;
+    let Scene { pair, server, alice, bob: _bob } = scene()?;
+    register(&alice, &server, "alice", "wrong")?;
+    wait::until(LOGIN_DEADLINE, "the refusal", || service(&alice).is_ok_and(|text| text.starts_with("offline")))?;
     drop(alice);
     // The system's authorities did not sign this server's certificate.
     let carol = Node::start(&pair.alice, 3)?;
-    register(&carol, "alice", &password("alice"))?;
-    wait::until(LOGIN, "the refusal", || service(&carol).is_ok_and(|text| text.starts_with("offline")))?;
+    register(&carol, &server, "alice", &password("alice"))?;
+    wait::until(LOGIN_DEADLINE, "the refusal", || service(&carol).is_ok_and(|text| text.starts_with("offline")))?;
     let reason = service(&carol)?;
     ensure!(reason.contains("certificate"), "the reason does not name the certificate: {reason}");
     Ok(())

@@ -4,19 +4,16 @@
 //!   alice eth0 --- switch: prosody, 192.0.2.100
 //! ```
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
 use tincan_tests::capture::Capture;
 use tincan_tests::controller::Node;
 use tincan_tests::daemon::DaemonOptions;
-use tincan_tests::prosody::{DOMAIN, Prosody, ProsodyOptions, password};
+use tincan_tests::prosody::{Prosody, ProsodyOptions, password};
+use tincan_tests::signalling::{LOGIN_DEADLINE, register, service, trusting};
 use tincan_tests::topology::{Pair, Underlay};
 use tincan_tests::wait;
 
 const SERVER: &str = "192.0.2.100";
-const LOGIN: Duration = Duration::from_secs(15);
 /// What every login that begins in the clear would show: the SASL element, the password, and PLAIN's message, in Base64
 /// (RFC 4616: NUL "alice" NUL "pw-alice").
 const SECRETS: [&[u8]; 3] = [b"<auth", b"pw-alice", b"AGFsaWNlAHB3LWFsaWNl"];
@@ -34,20 +31,18 @@ fn attempt(options: &ProsodyOptions, trust: bool) -> Result<Attempt> {
     let pair = Pair::new(Underlay::Ipv4)?;
     pair.lan.address(&format!("{SERVER}/24"))?;
     let server = Prosody::start(pair.lan.namespace(), SERVER, options)?;
-    let authority = server.authority().display().to_string();
-    let more = if trust { vec!["--xmpp-ca".to_owned(), authority] } else { Vec::new() };
+    let more = if trust { trusting(&server) } else { Vec::new() };
     let capture = Capture::start(&pair.alice, "eth0", |_, _| true)?;
     let alice = Node::start_with(&pair.alice, 1, &DaemonOptions { more, ..DaemonOptions::default() })?;
-    let account = format!("alice@{DOMAIN}");
-    let params = json!({"username": account, "password": password("alice"), "host": SERVER, "port": 5222});
-    alice.daemon.call("register_svc", &params)?;
-    let service = wait::until_some(LOGIN, "an end of the login", || {
-        let status: Value = alice.daemon.call("status", &json!({})).ok()?;
-        let service = status["host"]["service"].as_str()?.to_owned();
+    register(&alice, &server, "alice", &password("alice"))?;
+    let service = wait::until_some(LOGIN_DEADLINE, "an end of the login", || {
+        let service = service(&alice).ok()?;
         (service.starts_with("offline") || service.starts_with("online")).then_some(service)
     })?;
     // The capture saw the conversation: its beginning is always in the clear.
-    wait::until(LOGIN, "the stream's beginning in the capture", || capture.count_holding(b"<stream:stream") > 0)?;
+    wait::until(LOGIN_DEADLINE, "the stream's beginning in the capture", || {
+        capture.count_holding(b"<stream:stream") > 0
+    })?;
     let in_the_clear = SECRETS.map(|secret| capture.count_holding(secret));
     Ok(Attempt { service, server_log: server.log(), in_the_clear })
 }

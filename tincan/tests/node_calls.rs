@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tincan::ice::{IceCommand, IceEvent, SelectedPair};
 use tincan::link::{CandidateKind, LinkId, Path, PortKind, Role, Security, Traffic};
-use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, TrafficSource};
+use tincan::node::{LinkProtection, MAX_LINKS, Node, Output, ServiceState, TrafficSource};
 use tincan::wire::answer::Answer;
 use tincan::wire::fingerprint::{Fingerprint, FingerprintKind};
 use tincan::wire::request::{CreateLink, LocalIp, Overlay, RemoteIp, Request, Secret};
@@ -213,6 +213,24 @@ fn a_service_is_registered_once_and_only_by_a_node_with_identity() {
     assert_eq!(ask(&mut node, service("secret")), Answer::Done);
     assert!(matches!(ask(&mut node, service("other")), Answer::Kept(_)));
     assert!(!format!("{node:?}").contains("secret\""), "passwords are never printed");
+}
+
+#[test]
+fn a_link_that_waits_for_the_service_says_so() {
+    let mut node = node();
+    let reason = |node: &mut Node| {
+        let Answer::State(state) = ask(node, Request::GetState { uid: Some(uid(7)), stats: false }) else { panic!() };
+        state.peers[0].link.as_ref().unwrap().reason.clone()
+    };
+    let call = CreateLink { overlay: Overlay::Xmpp, ..create(7, Security::None, None) };
+    assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+    assert!(reason(&mut node).ends_with("this node is not registered"), "{}", reason(&mut node));
+    node.handle_service_state(ServiceState::Offline { reason: "no route".to_owned() });
+    assert!(reason(&mut node).ends_with("offline: no route"), "{}", reason(&mut node));
+    node.handle_service_state(ServiceState::Online { jid: "a@b/c".to_owned() });
+    assert!(reason(&mut node).ends_with("the peer is not present at the XMPP service"), "{}", reason(&mut node));
+    node.handle_presence(Instant::now(), uid(7));
+    assert_eq!(reason(&mut node), "collecting own candidates");
 }
 
 #[test]

@@ -35,7 +35,7 @@ enum Chore {
     },
     /// Link hosts in network namespaces over real daemons and show traffic
     Run {
-        /// Arguments of the lab: --for SECONDS, --json
+        /// Arguments of the lab: --for SECONDS, --json, --xmpp
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

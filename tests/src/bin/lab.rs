@@ -16,11 +16,14 @@ struct CommandLine {
     /// Print one JSON object as the last line; everything else goes to standard error
     #[arg(long)]
     json: bool,
+    /// Let the nodes find each other through an XMPP server (prosody) in a namespace of its own
+    #[arg(long)]
+    xmpp: bool,
 }
 
 fn main() -> ExitCode {
-    let CommandLine { seconds, json } = CommandLine::parse();
-    match lab::run(&Options { duration: seconds.map(Duration::from_secs), json }) {
+    let CommandLine { seconds, json, xmpp } = CommandLine::parse();
+    match lab::run(&Options { duration: seconds.map(Duration::from_secs), json, xmpp }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

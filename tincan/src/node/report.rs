@@ -65,7 +65,10 @@ impl Node {
             .addresses
             .get(&uid)
             .map(|RemoteIp { uid: _, ip4: _, ip4_text, ip6: _, ip6_text }| (ip4_text.clone(), ip6_text.clone()));
-        let link = self.links.get_mut(&uid).map(|link| report_link(now, link, traffic));
+        let mut link = self.links.get_mut(&uid).map(|link| report_link(now, link, traffic));
+        if let (Some(report), Some(hindrance)) = (&mut link, self.signalling_hindrance(uid)) {
+            report.reason = format!("{}; {hindrance}", report.reason);
+        }
         PeerState { uid, addresses, presence_age: self.signalling.presence_age(now, uid), link }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::node::{MAX_PEERS, Node, Output};
 use crate::wire::answer::Answer;
 use crate::wire::notification::Notification;
-use crate::wire::request::Secret;
+use crate::wire::request::{Overlay, Secret};
 use crate::wire::uid::Uid;
 
 /// The 2014 controllers take a peer for present while its last presence is younger than this (`xmpp_time`).
@@ -122,6 +122,20 @@ impl Node {
         self.signalling.service = Some(service);
         self.signalling.state = ServiceState::Connecting;
         Answer::Done
+    }
+
+    /// Why the peer's candidates, which the XMPP service carries, cannot come.
+    pub(super) fn signalling_hindrance(&self, uid: Uid) -> Option<String> {
+        let link = self.links.get(&uid).filter(|link| link.overlay == Overlay::Xmpp && !link.has_remote())?;
+        match &self.signalling.state {
+            ServiceState::Online { .. } if self.signalling.presences.get(&link.uid).is_some_and(|peer| !peer.gone) => {
+                None
+            }
+            ServiceState::Online { .. } => Some("the peer is not present at the XMPP service".to_owned()),
+            state @ (ServiceState::Unregistered | ServiceState::Connecting | ServiceState::Offline { .. }) => {
+                Some(format!("the XMPP service carries them, but this node is {state}"))
+            }
+        }
     }
 
     /// `con_req`, `send_msg` and every method the daemon does not know go to the peer as they are (2014).

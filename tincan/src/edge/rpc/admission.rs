@@ -77,14 +77,20 @@ impl Admission {
 
     /// Whether what `sender` sent to `door` may be looked at; a refusal is counted, and logged at most once a minute.
     pub fn admits(&mut self, sender: SocketAddr, door: SocketAddr) -> bool {
-        let found = sockets::at_port_of(sender).map_err(Refusal::from);
-        match found.and_then(|sockets| judge(&sockets, sender, door, |user| self.is_allowed(user, Instant::now()))) {
+        match self.examine(sender, door) {
             Ok(()) => true,
             Err(refusal) => {
                 self.note(sender, &refusal, Instant::now());
                 false
             }
         }
+    }
+
+    /// Whether what `door` sends to `receiver` is heard by someone who may call, and by nobody else: a port that a
+    /// controller left may be another user's now.
+    pub fn may_hear(&mut self, receiver: SocketAddr, door: SocketAddr) -> bool {
+        let result = self.examine(receiver, door);
+        result.inspect_err(|reason| tracing::debug!(%receiver, %reason, "nothing is told to this endpoint")).is_ok()
     }
 
     /// What was refused, by name.
@@ -95,6 +101,11 @@ impl Admission {
             ("closed_senders", self.closed_senders),
             ("failed_lookups", self.failed_lookups),
         ]
+    }
+
+    fn examine(&mut self, controller: SocketAddr, door: SocketAddr) -> Result<(), Refusal> {
+        let sockets = sockets::at_port_of(controller)?;
+        judge(&sockets, controller, door, |user| self.is_allowed(user, Instant::now()))
     }
 
     fn is_allowed(&mut self, user: Uid, now: Instant) -> bool {

@@ -72,6 +72,7 @@ struct Counters {
     foreign_sources: AtomicU64,
     receive_errors: AtomicU64,
     unsent: AtomicU64,
+    unheard: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -221,19 +222,32 @@ impl UdpDoor {
     }
 
     /// Tells the callback endpoint.
-    pub fn notify(&self, to: SocketAddr, news: &Notification) {
-        self.send(to, &encode_json(&notification(news)));
+    pub fn notify(&mut self, to: SocketAddr, news: &Notification) {
+        self.tell(to, &encode_json(&notification(news)));
     }
 
     /// Hands a frame nobody is known for to the controller.
-    pub fn forward(&self, to: SocketAddr, source: Uid, destination: Uid, frame: &[u8]) {
-        self.send(to, &encode_packet(source, destination, frame));
+    pub fn forward(&mut self, to: SocketAddr, source: Uid, destination: Uid, frame: &[u8]) {
+        self.tell(to, &encode_packet(source, destination, frame));
+    }
+
+    /// To the callback endpoint, unless its port is nobody's or another user's by now.
+    fn tell(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let door = self.socket_for(to).and_then(|socket| socket.local_addr().ok());
+        let is_heard = !to.ip().is_loopback() || door.is_none_or(|door| self.admission.may_hear(to, door));
+        if is_heard { self.send(to, datagram) } else { count(&self.counters.unheard) }
+    }
+
+    /// The socket of the family of `to`.
+    fn socket_for(&self, to: SocketAddr) -> Option<&UdpSocket> {
+        self.sockets.iter().find(|socket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == to.is_ipv4()))
     }
 
     /// What the door counted, by name.
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let Counters { calls, frames, malformed, refused_parameters, foreign_sources, receive_errors, unsent } =
+        let Counters { calls, frames, malformed, refused_parameters, foreign_sources, receive_errors, unsent, unheard } =
             &self.counters;
         [
             ("calls", calls),
@@ -243,6 +257,7 @@ impl UdpDoor {
             ("foreign_sources", foreign_sources),
             ("receive_errors", receive_errors),
             ("unsent", unsent),
+            ("unheard", unheard),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
         .into_iter()
@@ -252,8 +267,7 @@ impl UdpDoor {
 
     fn send(&self, to: SocketAddr, datagram: &[u8]) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-        let own = |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == to.is_ipv4());
-        let sent = match self.sockets.iter().find(own) {
+        let sent = match self.socket_for(to) {
             // Not by tokio's `try_send_to`, which refuses until the runtime has seen the socket writable once.
             Some(socket) if to.ip().is_loopback() => SockRef::from(socket).send_to(datagram, &to.into()),
             _ => send_off_loopback(to, datagram),

@@ -81,7 +81,7 @@ async fn a_call_comes_with_its_caller_and_is_answered_from_the_address_that_was_
 
 #[tokio::test]
 async fn an_answer_sent_before_anything_was_received_arrives() {
-    let (door, controller) = door_and_controller().await;
+    let (mut door, controller) = door_and_controller().await;
     let uid = Uid::new([7; UID_LEN]);
     door.notify(controller.local_addr().unwrap(), &Notification::ConnectionStatus { uid, status: LinkStatus::Online });
     assert_eq!(heard_json(&controller).await, json!({"type": "con_stat", "uid": uid.to_string(), "data": "online"}));
@@ -151,7 +151,7 @@ async fn frames_pass_both_ways_with_their_uids_up_to_the_longest_datagram() {
 
 #[tokio::test]
 async fn what_is_too_long_for_a_datagram_is_counted() {
-    let (door, controller) = door_and_controller().await;
+    let (mut door, controller) = door_and_controller().await;
     door.forward(controller.local_addr().unwrap(), Uid::ZERO, Uid::ZERO, &vec![0; LONGEST]);
     assert_eq!(counter(&door, "unsent"), 1);
 }
