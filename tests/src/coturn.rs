@@ -31,6 +31,15 @@ pub struct Coturn {
 impl Coturn {
     /// Starts a server on `ip` of `namespace` and waits until it answers.
     pub fn start(namespace: &Namespace, ip: &str) -> Result<Self> {
+        Self::start_on(namespace, ip, None)
+    }
+
+    /// Starts a server on two addresses: then it tells of NATs (RFC 5780). The first relays.
+    pub fn start_with_other(namespace: &Namespace, ip: &str, other: &str) -> Result<Self> {
+        Self::start_on(namespace, ip, Some(other))
+    }
+
+    fn start_on(namespace: &Namespace, ip: &str, other: Option<&str>) -> Result<Self> {
         let scratch = Scratch::new("coturn")?;
         let path = |name: &str| scratch.path().join(name).display().to_string();
         let options = format!(
@@ -39,7 +48,8 @@ impl Coturn {
             path("turndb"),
             path("pid"),
         );
-        let arguments: Vec<String> = options.split_whitespace().map(str::to_owned).collect();
+        let mut arguments: Vec<String> = options.split_whitespace().map(str::to_owned).collect();
+        arguments.extend(other.into_iter().flat_map(|other| ["--listening-ip".to_owned(), other.to_owned()]));
         let process = Process::start(namespace, Path::new("turnserver"), &arguments, &scratch.path().join("log"))?;
         let address = SocketAddr::new(ip.parse().context("coturn's address")?, PORT);
         let coturn = Self { process, address, _scratch: scratch };

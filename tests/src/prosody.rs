@@ -174,7 +174,7 @@ impl Prosody {
              authentication = \"internal_hashed\"\n\
              storage = \"internal\"\n\
              groups_file = \"{groups}\"\n\
-             modules_enabled = {{ {modules}\"roster\", \"saslauth\", \"disco\", \"ping\", \"smacks\", \"groups\" }}\n\
+             modules_enabled = {{ {modules}\"roster\", \"saslauth\", \"disco\", \"ping\", \"time\", \"smacks\", \"groups\" }}\n\
              modules_disabled = {{ \"s2s\", \"admin_shell\" }}\n\
              log = {{ {{ levels = {{ min = \"debug\" }}, to = \"file\", filename = \"{log}\" }} }}\n\
              ssl = {{ key = \"{key}\", certificate = \"{certificate}\" }}\n\

@@ -1,7 +1,6 @@
-//! The command line: `tincan daemon`, `tincan status`, `tincan call`.
+//! The command line: `tincan daemon`, `tincan status`, `tincan call`, `tincan doctor`.
 
 mod call;
-mod client;
 mod status;
 
 use std::io::Write as _;
@@ -11,8 +10,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::cli::client::Client;
+use crate::client::Client;
 use crate::config::{DaemonOptions, LogControl, default_socket};
+use crate::doctor::{self, DoctorOptions};
 
 /// A peer-to-peer overlay network.
 #[derive(Parser, Debug)]
@@ -25,7 +25,7 @@ pub struct CommandLine {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the daemon in the foreground, until SIGTERM or SIGINT
-    Daemon(DaemonOptions),
+    Daemon(Box<DaemonOptions>),
     /// Show this node, its peers and their paths
     Status {
         #[command(flatten)]
@@ -44,6 +44,8 @@ enum Command {
         #[arg(value_name = "KEY=VALUE")]
         parameters: Vec<String>,
     },
+    /// Look whether this host and the servers are fit for a node; exit status 1 if something is a problem
+    Doctor(Box<DoctorOptions>),
 }
 
 /// Which daemon is meant.
@@ -67,12 +69,15 @@ impl Target {
 #[must_use]
 pub fn run(line: CommandLine) -> ExitCode {
     let result = match line.command {
-        Command::Daemon(options) => run_daemon(options),
-        Command::Status { target, json } => status::print(target.connect(), json),
-        Command::Call { target, method, parameters } => call::print(target.connect(), &method, &parameters),
+        Command::Daemon(options) => run_daemon(*options).map(|()| ExitCode::SUCCESS),
+        Command::Status { target, json } => status::print(target.connect(), json).map(|()| ExitCode::SUCCESS),
+        Command::Call { target, method, parameters } => {
+            call::print(target.connect(), &method, &parameters).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Doctor(options) => run_doctor(*options),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("tincan: {error:#}");
             ExitCode::FAILURE
@@ -96,6 +101,14 @@ fn run_daemon(options: DaemonOptions) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(crate::daemon::run(config, log))
+}
+
+fn run_doctor(options: DoctorOptions) -> anyhow::Result<ExitCode> {
+    let json = options.json;
+    let report = doctor::run(options)?;
+    let text = if json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    print(&text)?;
+    Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod identity;
 mod session;
 #[cfg(test)]
 mod tests;
+mod validity;
 mod wire;
 
 use std::io;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub use identity::Identity;
 pub use session::{MAX_PLAINTEXT, MAX_RECORD_OVERHEAD, Session, SessionEvent};
+pub use validity::latest_beginning;
 
 /// Why an identity or a session cannot be had, or a record cannot be sealed.
 #[derive(Debug, Error)]

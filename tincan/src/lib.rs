@@ -3,12 +3,14 @@
 //! Data flows io -> core -> io. `wire` holds the pure codecs, `node` the pure state machine, `ice` the words between it
 //! and the ICE edge, `edge` one file per outside resource, `dtls` the secured session, `dataplane` the forwarding table
 //! and the engines that move frames.
-//! Only `daemon` knows both sides. ARCHITECTURE.md has the map.
+//! Only `daemon` knows both sides; `doctor` tries the edges one by one. ARCHITECTURE.md has the map.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod dtls;
 pub mod edge;
 pub mod ice;

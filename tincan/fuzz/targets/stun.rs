@@ -10,5 +10,6 @@ fuzz_target!(|datagram: &[u8]| {
     assert_eq!(incoming.bytes(), datagram);
     let _ = (incoming.class(), incoming.method(), incoming.is_binding(), incoming.transaction());
     let _ = (incoming.username(), incoming.nominates(), incoming.mapped(), incoming.error());
+    let _ = incoming.other_address();
     assert!(!incoming.is_signed(&short_term_key("a password nobody has")));
 });

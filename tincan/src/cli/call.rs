@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::client::Client;
+use crate::client::Client;
 use crate::wire::control::METHODS;
 
 /// Parameters that are texts even when they look like a number.

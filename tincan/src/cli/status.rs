@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::cli::client::Client;
+use crate::client::Client;
 
 /// Digits of a uid that tell peers apart well enough for people.
 const SHORT_UID: usize = 8;

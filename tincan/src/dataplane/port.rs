@@ -110,6 +110,12 @@ impl UdpPort {
         self.state.load().max_gso_segments()
     }
 
+    /// Most datagrams the kernel hands over as one.
+    #[must_use]
+    pub fn max_coalesced(&self) -> usize {
+        self.state.load().gro_segments()
+    }
+
     /// Sends datagrams of `segment` bytes each (the last may be shorter) straight to `path.remote` or to its relay; returns
     /// how many went out. What has to go through a TURN channel must have its header already.
     pub fn send(&self, path: &Path, datagrams: &[u8], segment: usize, patience: Patience) -> usize {

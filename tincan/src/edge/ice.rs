@@ -34,6 +34,7 @@ use crate::edge::ice::agent::{AgentId, AgentOutput, RunningAgent};
 use crate::edge::ice::core::{Core, CoreConfig, Output};
 use crate::edge::ice::gather::{HostAddress, Survey, SurveyRequest};
 use crate::edge::ice::message::looks_like_stun;
+pub use crate::edge::ice::turn::{TurnClient, TurnEvent};
 use crate::edge::netlink::Netlink;
 use crate::ice::{IceCommand, IceEvent};
 use crate::link::{FlowKey, LinkId};
@@ -218,7 +219,7 @@ async fn list_interfaces(interfaces: &Interfaces) -> anyhow::Result<Vec<HostAddr
 }
 
 /// Addresses of a server; `Err` is a sentence for a person.
-async fn resolve(kind: &str, name: Option<String>) -> Result<Vec<SocketAddr>, String> {
+pub async fn resolve(kind: &str, name: Option<String>) -> Result<Vec<SocketAddr>, String> {
     let Some(name) = name else { return Ok(Vec::new()) };
     let with_port = if name.contains(':') { name.clone() } else { format!("{name}:{STUN_PORT}") };
     match tokio::time::timeout(LOOKUP_PATIENCE, tokio::net::lookup_host(with_port)).await {

@@ -14,12 +14,14 @@ use crate::wire::uid::Uid;
 
 use self::counters::Counters;
 use self::keeper::Keeper;
+pub use self::rehearsal::{Rehearsal, rehearse};
 
 mod connect;
 mod counters;
 mod guard;
 mod keeper;
 mod peers;
+mod rehearsal;
 mod retry;
 mod session;
 mod trust;
@@ -156,7 +158,7 @@ impl Inbox {
 
 /// Why there is no session, or no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Failure {
+pub enum Failure {
     /// Nothing helps but somebody who changes the password, the certificate or the options.
     Refused(String),
     /// Somebody else logged in with our resource.

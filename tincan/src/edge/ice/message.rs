@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use stun::addr::MappedAddress;
 use stun::agent::TransactionId;
 use stun::attributes::{
-    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE,
-    ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType, RawAttribute,
+    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_OTHER_ADDRESS, ATTR_PRIORITY,
+    ATTR_USE_CANDIDATE, ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType, RawAttribute,
 };
 use stun::error_code::ErrorCodeAttribute;
 use stun::fingerprint::FINGERPRINT;
@@ -114,6 +115,16 @@ impl Incoming {
         let mut address = XorMappedAddress::default();
         address.get_from_as(&self.message, attribute).ok()?;
         Some(SocketAddr::new(address.ip, address.port))
+    }
+
+    /// OTHER-ADDRESS (RFC 5780 section 7.4): where else the server listens, both address and port others.
+    pub fn other_address(&self) -> Option<SocketAddr> {
+        let length = self.value(ATTR_OTHER_ADDRESS)?.len();
+        let mut address = MappedAddress::default();
+        address.get_from_as(&self.message, ATTR_OTHER_ADDRESS).ok()?;
+        // The crate fills a short address up with zeros.
+        let expected = if address.ip.is_ipv4() { 8 } else { 20 };
+        (length == expected).then(|| SocketAddr::new(address.ip, address.port))
     }
 
     /// The value of an attribute.
@@ -235,6 +246,23 @@ mod tests {
                 Incoming::parse(&answer(TransactionId::new(), address, &short_term_key("secret"))).unwrap();
             assert_eq!(incoming.mapped(), Some(address));
             assert!(incoming.is_signed(&short_term_key("secret")));
+        }
+    }
+
+    #[test]
+    fn an_other_address_is_read_whole_or_not_at_all() {
+        let read = |value: &[u8]| {
+            let attributes = vec![raw(ATTR_OTHER_ADDRESS, value)];
+            Incoming::parse(&build(BINDING_SUCCESS, TransactionId::new(), attributes, None)).unwrap().other_address()
+        };
+        let ip4 = [0, 1, 0x0d, 0x97, 198, 51, 100, 11];
+        let mut ip6 = [0; 20];
+        ip6[..8].copy_from_slice(&[0, 2, 0x0d, 0x97, 0x20, 1, 0x0d, 0xb8]);
+        assert_eq!(read(&ip4), Some("198.51.100.11:3479".parse().unwrap()));
+        assert_eq!(read(&ip6), Some("[2001:db8::]:3479".parse().unwrap()));
+        for damaged in [&ip4[..7], &ip4[..4], &ip4[..0], &ip6[..8], &ip6[..19], &[ip4, ip4].concat(), &[0, 3, 0, 1, 2]]
+        {
+            assert_eq!(read(damaged), None, "{damaged:?}");
         }
     }
 

@@ -69,7 +69,7 @@ impl Admission {
 
     /// Asks once, so that a kernel which cannot tell (`CONFIG_INET_UDP_DIAG`) is known before the first call.
     pub fn check_kernel(&self, door: SocketAddr) {
-        if let Err(error) = sockets::at_port_of(door) {
+        if let Err(error) = ask_kernel(door) {
             tracing::warn!(%error, "the kernel does not tell whose UDP sockets are whose: use the Unix socket, \
                 every call over UDP is refused");
         }
@@ -161,6 +161,11 @@ fn judge(
         (local.is_unspecified() || *local == sender.ip()) && remote.is_none_or(|remote| remote == door)
     };
     if sockets.iter().any(is_sender) { Ok(()) } else { Err(Refusal::ClosedSender) }
+}
+
+/// Whether this kernel tells whose UDP sockets are whose (`CONFIG_INET_UDP_DIAG`), without which nobody is admitted.
+pub fn ask_kernel(door: SocketAddr) -> io::Result<()> {
+    sockets::at_port_of(door).map(drop)
 }
 
 /// By primary and supplementary groups of the user's account; a uid without account is in no group.

@@ -207,7 +207,7 @@ fn wants_session(features: &StreamFeatures) -> bool {
 }
 
 /// Sends an iq and waits for the answer with its id; before the session is bound nothing else arrives.
-async fn request(channel: &mut StanzaChannel, iq: Iq) -> Result<Option<Element>, Failure> {
+pub(super) async fn request(channel: &mut StanzaChannel, iq: Iq) -> Result<Option<Element>, Failure> {
     let asked = iq.id().to_owned();
     channel.send(&Stanza::Iq(iq)).await.map_err(lost)?;
     loop {

@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One connection to a daemon.
-pub(super) struct Client {
+pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
 impl Client {
-    pub(super) fn connect(path: PathBuf) -> anyhow::Result<Self> {
+    pub fn connect(path: PathBuf) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(&path).with_context(|| {
             format!(
                 "cannot reach the daemon at {} (is it running? start it with `tincan daemon` as root, or name its \
@@ -32,7 +32,7 @@ impl Client {
     }
 
     /// Calls a method; an error of the daemon is this function's error.
-    pub(super) fn call(&mut self, method: &str, parameters: &Map<String, Value>) -> anyhow::Result<Value> {
+    pub fn call(&mut self, method: &str, parameters: &Map<String, Value>) -> anyhow::Result<Value> {
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters});
         let stream = self.stream.get_mut();
         stream.write_all(format!("{call}\n").as_bytes()).context("cannot send the call")?;
