@@ -92,7 +92,7 @@ fn engine(fast_path: FastPath, tap: Option<&str>) -> Check {
         return Check::skipped(ENGINE, "switched off (fast-path off)", "");
     }
     let loaded = KernelEngine::load().and_then(|mut engine| {
-        tap.map_or(Ok(()), |tap| engine.attach(tap))?;
+        tap.map_or(Ok(()), |tap| engine.attach_tap(tap))?;
         engine.reports()
     });
     match loaded {
