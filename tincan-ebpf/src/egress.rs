@@ -5,7 +5,6 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
 };
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::TcContext;
 use tincan_common::entries::Sender;
 use tincan_common::frame::{self, ETHERNET_LEN, HEADER_LEN};
@@ -113,8 +112,7 @@ fn encapsulate(context: &TcContext, sender: &Sender, ethernet: [u8; 14], len: u3
         make_room(context, IPV4_LEN + INSIDE, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)?;
         let [len_high, len_low] = total_len.to_be_bytes();
         // Routers may fragment: user space tells nobody a smaller MTU yet. So each packet needs its own identification.
-        // SAFETY: a helper without arguments.
-        let [id_high, id_low, ..] = unsafe { bpf_get_prandom_u32() }.to_ne_bytes();
+        let [id_high, id_low] = packet::random();
         let [s0, s1, s2, s3] = source;
         let [d0, d1, d2, d3] = destination;
         let mut ip =

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod gro;
 pub mod gso;
 pub mod kernel;
+mod partial;
 pub mod port;
 pub mod table;
 pub mod vnet;

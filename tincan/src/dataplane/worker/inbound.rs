@@ -9,6 +9,7 @@ use tincan_common::verdict::Verdict;
 use crate::dataplane::EngineEvent;
 use crate::dataplane::gro::Coalescer;
 use crate::dataplane::gso;
+use crate::dataplane::partial;
 use crate::dataplane::port::parse_channel_data;
 use crate::dataplane::table::Table;
 use crate::dataplane::vnet::VnetHeader;
@@ -110,7 +111,9 @@ impl Worker {
                     Some((tag, _)) if tag != receive_tag => Err(Verdict::WrongTag),
                     Some(_) => {
                         let mac = self.tap.mac();
-                        deliver(&self.table, uid, mac, &mut datagram[frame::HEADER_LEN..], &mut self.coalescer)
+                        let frame = &mut datagram[frame::HEADER_LEN..];
+                        partial::complete(frame);
+                        deliver(&self.table, uid, mac, frame, &mut self.coalescer)
                     }
                 };
                 self.note(id, verdict);
