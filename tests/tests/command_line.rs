@@ -101,16 +101,16 @@ fn several_daemons_share_a_host_and_a_second_one_on_the_same_port_says_so() -> R
 }
 
 #[test]
-fn the_kernel_program_counts_on_the_tap_and_is_gone_after_the_end() -> Result<()> {
+fn the_kernel_programs_count_on_the_tap_and_are_gone_after_the_end() -> Result<()> {
     let pair = Pair::new(Underlay::Ipv4)?;
     let options = DaemonOptions { more: vec!["--fast-path".to_owned(), "on".to_owned()], ..DaemonOptions::default() };
     let mut alice = Node::start_with(&pair.alice, 1, &options)?;
     let status = alice.daemon.call("status", &json!({}))?;
     ensure!(status["host"]["fast_path"] == "attached", "{}", status["host"]);
-    let before = alice.counter("kernel_ipv4_frames")?;
+    let before = alice.counter("kernel_up_unrouted")?;
     ping(&pair.alice, "172.16.0.99".parse()?, 10, Duration::from_millis(10), b"counted")?;
-    let counted = alice.counter("kernel_ipv4_frames")? - before;
-    ensure!(counted == 10, "{counted} of 10 frames counted");
+    let counted = alice.counter("kernel_up_unrouted")? - before;
+    ensure!(counted >= 10, "{counted} of 10 frames counted");
     ensure!(alice.daemon.stop()?, "the daemon did not stop at SIGTERM");
     ensure!(pair.alice.interfaces()? == ["eth0"], "the TAP is left behind");
     let off = DaemonOptions { more: vec!["--fast-path".to_owned(), "off".to_owned()], ..DaemonOptions::default() };

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tincan_tests::capture::{Capture, holds};
 use tincan_tests::controller::{LinkPlan, Node, gather};
@@ -214,4 +214,5 @@ fn a_plain_link_shows_that_the_capture_would_have_seen_it() -> Result<()> {
         let plain = capture.frames().iter().filter(|frame| is_plain_frame(&frame.bytes)).count();
         capture.count_holding(MARKER) == 10 && plain >= 10
     })
+    .with_context(|| format!("{} frames with the payload", capture.count_holding(MARKER)))
 }

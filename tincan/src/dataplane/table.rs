@@ -109,6 +109,20 @@ impl Table {
         self.local.is_some_and(|local| ip == local.ip4 || ip == local.ip6)
     }
 
+    /// Whether this address is of the overlay itself: own, of the own IPv4 subnet, or a mapped peer's.
+    pub fn is_inner(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => {
+                let on_subnet = |local: &Local| {
+                    let mask = mask(local.ip4_prefix);
+                    u32::from(ip) & mask == u32::from(local.ip4) & mask
+                };
+                self.local.as_ref().is_some_and(on_subnet) || self.by_ip4.contains_key(&self.subnet_of(ip))
+            }
+            IpAddr::V6(ip) => self.is_own(ip.into()) || self.by_ip6.contains_key(&ip),
+        }
+    }
+
     /// Every mapped peer, by uid.
     pub fn peers(&self) -> impl Iterator<Item = Uid> {
         self.peers.keys().copied()

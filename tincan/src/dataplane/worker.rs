@@ -322,7 +322,7 @@ impl Worker {
             });
         }
         if secured.greeted_in_vain(now) {
-            secured.session.close();
+            // Without close_notify: the peer may hear us well and be online; its session ends when a fresh one begins.
             events.push(EngineEvent::SessionTimedOut { link: id });
         }
         let drops = secured.new_drops();

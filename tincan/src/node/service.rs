@@ -1,6 +1,6 @@
 //! The XMPP service as the node sees it: the account, who is present, messages of peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,8 @@ pub(super) struct Signalling {
     service: Option<Service>,
     state: ServiceState,
     presences: BTreeMap<Uid, Presence>,
+    /// Who sent a message, present or not: they can be answered (2014).
+    heard: BTreeSet<Uid>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +67,11 @@ impl Signalling {
     /// Peers that were ever present.
     pub(super) fn seen(&self) -> impl Iterator<Item = Uid> {
         self.presences.keys().copied()
+    }
+
+    /// Whether there is somewhere to send to.
+    fn has_seen(&self, uid: Uid) -> bool {
+        self.presences.contains_key(&uid) || self.heard.contains(&uid)
     }
 
     /// Time since a peer's last presence, zero when there was none (2014). A peer that said goodbye is not fresh.
@@ -96,8 +103,12 @@ impl Node {
         }
     }
 
-    /// A peer left the service. Its link does not need the service and stays.
+    /// A peer left the service. Its link does not need the service and stays; of who has neither link nor addresses
+    /// nothing is kept.
     pub fn handle_absence(&mut self, uid: Uid) {
+        if !self.links.contains_key(&uid) && !self.addresses.contains_key(&uid) {
+            self.signalling.presences.remove(&uid);
+        }
         if let Some(presence) = self.signalling.presences.get_mut(&uid) {
             presence.gone = true;
         }
@@ -105,6 +116,10 @@ impl Node {
 
     /// A message of a peer came through the service, of whatever kind.
     pub fn handle_message(&mut self, from: Uid, kind: String, data: String) {
+        if self.signalling.heard.len() >= MAX_PEERS {
+            self.signalling.heard.pop_first();
+        }
+        self.signalling.heard.insert(from);
         self.outputs.push_back(Output::Notify(Notification::Message { kind, uid: from, data }));
     }
 
@@ -145,7 +160,7 @@ impl Node {
             ServiceState::Unregistered => cannot("this node is not registered at an XMPP service (register_svc)"),
             ServiceState::Connecting => cannot("the login at the XMPP service is under way"),
             ServiceState::Offline { reason } => cannot(&format!("the XMPP service cannot be reached: {reason}")),
-            ServiceState::Online { .. } if !self.signalling.presences.contains_key(&to) => {
+            ServiceState::Online { .. } if !self.signalling.has_seen(to) => {
                 cannot("the peer has not been seen at the XMPP service")
             }
             ServiceState::Online { .. } => {

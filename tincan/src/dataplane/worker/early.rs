@@ -7,6 +7,8 @@ use crate::link::FlowKey;
 
 /// Most datagrams kept, of all strangers together.
 const MOST: usize = 64;
+/// Of one sender: what it says again is the same.
+const MOST_OF_ONE: usize = 8;
 /// Longest datagram kept in bytes: handshakes and first frames are shorter.
 const LONGEST: usize = 2048;
 /// How long they are of use.
@@ -18,13 +20,17 @@ pub(super) struct EarlyDatagrams {
 }
 
 impl EarlyDatagrams {
-    /// Keeps a datagram if there is room; tells whether it did.
+    /// Keeps a datagram, in place of the oldest where there is no room; tells whether it did.
     pub(super) fn keep(&mut self, now: Instant, flow: FlowKey, datagram: &[u8]) -> bool {
         while self.kept.front().is_some_and(|(at, _, _)| now.saturating_duration_since(*at) > LIFETIME) {
             self.kept.pop_front();
         }
-        let fits = self.kept.len() < MOST && datagram.len() <= LONGEST;
+        let of_sender = self.kept.iter().filter(|(_, key, _)| *key == flow).count();
+        let fits = of_sender < MOST_OF_ONE && datagram.len() <= LONGEST;
         if fits {
+            if self.kept.len() == MOST {
+                self.kept.pop_front();
+            }
             self.kept.push_back((now, flow, datagram.to_vec()));
         }
         fits
@@ -67,12 +73,18 @@ mod tests {
     fn strangers_fill_no_more_than_the_room_and_for_no_longer_than_it_serves() {
         let (now, mut early) = (Instant::now(), EarlyDatagrams::default());
         assert!(!early.keep(now, flow(1), &[0; LONGEST + 1]));
-        for _ in 0..MOST {
+        for _ in 0..MOST_OF_ONE {
             assert!(early.keep(now, flow(1), &[1]));
         }
-        assert!(!early.keep(now, flow(2), &[2]));
+        assert!(!early.keep(now, flow(1), &[1]));
+        // The oldest make room for the others.
+        for port in 2..1000 {
+            assert!(early.keep(now, flow(port), &[2]));
+        }
+        assert_eq!(early.kept.len(), MOST);
+        assert_eq!(early.take(now, flow(1)), Vec::<Vec<u8>>::new());
         let later = now + LIFETIME + Duration::from_millis(1);
         assert!(early.keep(later, flow(2), &[2]));
-        assert_eq!(early.take(later, flow(1)), Vec::<Vec<u8>>::new());
+        assert_eq!(early.take(later, flow(999)), Vec::<Vec<u8>>::new());
     }
 }

@@ -68,7 +68,8 @@ impl Worker {
     }
 
     fn take_datagram(&mut self, flow: FlowKey, to: Option<IpAddr>, datagram: &mut [u8]) {
-        if to.is_some_and(|to| self.table.is_own(to)) {
+        // A peer that sends its underlay datagrams through the overlay would have its link run through itself.
+        if to.is_some_and(|to| self.table.is_own(to)) || self.table.is_inner(flow.from.ip()) {
             return self.figures.count(Verdict::Looped, 1);
         }
         let first = datagram.first().copied().unwrap_or(u8::MAX);

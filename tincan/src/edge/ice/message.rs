@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use stun::addr::MappedAddress;
 use stun::agent::TransactionId;
 use stun::attributes::{
-    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_OTHER_ADDRESS, ATTR_PRIORITY,
-    ATTR_USE_CANDIDATE, ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType, RawAttribute,
+    ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_MESSAGE_INTEGRITY,
+    ATTR_OTHER_ADDRESS, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME, ATTR_XORMAPPED_ADDRESS, AttrType,
+    RawAttribute,
 };
 use stun::error_code::ErrorCodeAttribute;
 use stun::fingerprint::FINGERPRINT;
@@ -28,6 +29,13 @@ const HEADER: usize = 20;
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// Longest text of a server's error shown to a person, characters.
 const MAX_REASON: usize = 120;
+
+/// Whether anything but FINGERPRINT follows MESSAGE-INTEGRITY: whoever saw a check could add it, so it must not count
+/// (RFC 8489 section 14.5).
+fn has_unsigned_attributes(message: &Message) -> bool {
+    let mut types = message.attributes.0.iter().map(|attribute| attribute.typ);
+    types.by_ref().any(|typ| typ == ATTR_MESSAGE_INTEGRITY) && types.any(|typ| typ != ATTR_FINGERPRINT)
+}
 
 /// The four classes of STUN messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +74,9 @@ impl Incoming {
             CLASS_ERROR_RESPONSE => Class::Error,
             _ => return None,
         };
+        if class == Class::Request && has_unsigned_attributes(&message) {
+            return None;
+        }
         Some(Self { message, class })
     }
 

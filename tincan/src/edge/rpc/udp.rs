@@ -235,7 +235,7 @@ impl UdpDoor {
     fn tell(&mut self, to: SocketAddr, datagram: &[u8]) {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         let door = self.socket_for(to).and_then(|socket| socket.local_addr().ok());
-        let is_heard = !to.ip().is_loopback() || door.is_none_or(|door| self.admission.may_hear(to, door));
+        let is_heard = !to.ip().is_loopback() || door.is_some_and(|door| self.admission.may_hear(to, door));
         if is_heard { self.send(to, datagram) } else { count(&self.counters.unheard) }
     }
 

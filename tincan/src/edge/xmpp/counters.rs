@@ -15,6 +15,8 @@ pub(super) struct Counters {
     pub(super) overflow: Counter,
     /// Stanzas that could not be read.
     pub(super) malformed: Counter,
+    /// Messages of a kind that only the daemon says to its controller.
+    pub(super) forged: Counter,
     /// Calls of the owner beyond what waits for the task.
     pub(super) overrun: Counter,
     /// Connections begun.
@@ -23,13 +25,14 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) fn all(&self) -> Vec<(&'static str, u64)> {
-        let Self { strangers, claimed, excess, overflow, malformed, overrun, connects } = self;
+        let Self { strangers, claimed, excess, overflow, malformed, forged, overrun, connects } = self;
         vec![
             ("strangers", strangers.get()),
             ("claimed_uids", claimed.get()),
             ("excess", excess.get()),
             ("overflow", overflow.get()),
             ("malformed", malformed.get()),
+            ("forged", forged.get()),
             ("overrun", overrun.get()),
             ("connects", connects.get()),
         ]

@@ -29,7 +29,7 @@ pub(super) enum End {
 enum Told {
     Nothing,
     Online,
-    Offline,
+    Offline(String),
     Refused(String),
 }
 
@@ -102,11 +102,11 @@ impl Keeper {
             Failure::Refused(reason) => (Told::Refused(reason.clone()), XmppEvent::Refused { reason }),
             Failure::Conflict(reason) => {
                 warn!(reason, seconds, "another session uses this node's XMPP resource; waiting");
-                (Told::Offline, XmppEvent::Offline { reason })
+                (Told::Offline(reason.clone()), XmppEvent::Offline { reason })
             }
             Failure::Lost(reason) => {
                 debug!(reason, seconds, "no XMPP session; waiting");
-                (Told::Offline, XmppEvent::Offline { reason })
+                (Told::Offline(reason.clone()), XmppEvent::Offline { reason })
             }
         };
         if self.told != told {

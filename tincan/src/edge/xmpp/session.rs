@@ -37,6 +37,8 @@ const SEND_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Messages whose return is recognised; a server returns one at once or never.
 const REMEMBERED: usize = 256;
+/// What the daemon itself says to its controller.
+const OWN_KINDS: [&str; 5] = ["local_state", "peer_state", "con_stat", "echo_request", "echo_reply"];
 const ROSTER_ID: &str = "roster";
 const PING_ID: &str = "ping";
 
@@ -168,7 +170,7 @@ impl<'a> Session<'a> {
                 Err(refusal) => self.refuse(refusal, from),
             },
             Type::Unavailable => {
-                let gone = self.peers.left(from);
+                let gone = self.peers.left(from, Instant::now());
                 self.tell_gone(gone).await;
             }
             // Who may see whom is arranged on the server, as in 2014.
@@ -207,6 +209,11 @@ impl<'a> Session<'a> {
             Err(refusal) => return self.refuse(refusal, from),
         };
         match read_query(payload) {
+            // What only the daemon says to its controller is no peer's to say.
+            Ok(PeerMessage { kind, data: _ }) if OWN_KINDS.contains(&kind.as_str()) => {
+                debug!(peer = %from, kind, "a message that poses as the daemon's own");
+                self.counters.forged.add();
+            }
             Ok(PeerMessage { kind, data }) => self.tell(XmppEvent::Message { from: uid, kind, data }).await,
             Err(error) => {
                 debug!(peer = %from, %error, "a message that cannot be read");
@@ -216,14 +223,26 @@ impl<'a> Session<'a> {
     }
 
     async fn take_roster(&mut self, payload: Option<Element>) -> Result<(), Failure> {
-        let items = payload.and_then(|payload| Roster::try_from(payload).ok()).map(|roster| roster.items);
-        let accounts = items.unwrap_or_default().into_iter().filter(counts).map(|item| item.jid);
-        let (gone, rejected) = self.peers.set_accounts(accounts);
-        for _ in 0..rejected {
-            self.counters.overflow.add();
+        // One by one: an item that cannot be read says nothing about the others.
+        if let Some(roster) = payload.filter(|payload| payload.is("query", xmpp_parsers::ns::ROSTER)) {
+            let items: Vec<Item> = roster.children().filter_map(|child| self.read_item(child)).collect();
+            let accounts = items.into_iter().filter(counts).map(|item| item.jid);
+            let (gone, rejected) = self.peers.set_accounts(accounts);
+            for _ in 0..rejected {
+                self.counters.overflow.add();
+            }
+            self.tell_gone(gone).await;
         }
-        self.tell_gone(gone).await;
         if self.announced == Announced::Never { self.announce().await } else { Ok(()) }
+    }
+
+    fn read_item(&self, child: &Element) -> Option<Item> {
+        let read = Item::try_from(child.clone());
+        read.inspect_err(|error| {
+            debug!(%error, "a roster item that cannot be read");
+            self.counters.malformed.add();
+        })
+        .ok()
     }
 
     async fn take_item(&mut self, item: Item) {

@@ -142,11 +142,10 @@ impl Core {
         let Some(key) = link.relay.filter(|key| Some(key.1) == arrival.relay) else { return };
         let Some(relay) = self.relays.get_mut(&key) else { return };
         let Some(generation) = link.generations.iter_mut().find(|generation| generation.agent == agent) else { return };
-        if !relay.client.add_peer(now, arrival.remote, id) {
-            return;
-        }
+        // First the link's own cap: a peer must not take every channel of the relay.
         let candidate = reflexive_candidate(arrival.remote);
-        if let Some(remote) = generation.add_candidate(&candidate, arrival.relay) {
+        let Some(remote) = generation.add_candidate(&candidate, arrival.relay) else { return };
+        if relay.client.add_peer(now, arrival.remote, id) {
             self.outputs.push_back(Output::AddRemote { agent, remote });
         }
         self.flush_relay(now, key);

@@ -54,10 +54,14 @@ fn a_uid_belongs_to_the_first_account_that_is_present_under_it() {
     assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
     assert_eq!(appear(&mut peers, &node("mallory", B)), Err(Refusal::Claimed { fresh: true }));
     assert_eq!(peers.spoke(&node("mallory", B), Instant::now()), Err(Refusal::Claimed { fresh: false }));
-    assert_eq!(peers.left(&node("mallory", B)), None, "and cannot be declared gone by the other");
+    assert_eq!(peers.left(&node("mallory", B), Instant::now()), None, "and cannot be declared gone by the other");
     assert_eq!(peers.address(uid(B)), Some(&node("bob", B)));
-    assert_eq!(peers.left(&node("bob", B)), Some(uid(B)));
-    assert_eq!(appear(&mut peers, &node("mallory", B)), Ok(uid(B)), "free again");
+    assert_eq!(peers.left(&node("bob", B), Instant::now()), Some(uid(B)));
+    let refusal = Err(Refusal::Claimed { fresh: false });
+    assert_eq!(appear(&mut peers, &node("mallory", B)), refusal, "he may have blinked");
+    assert_eq!(peers.address(uid(B)), None, "but is not there");
+    let later = Instant::now() + RESERVED + Duration::from_secs(1);
+    assert_eq!(peers.appeared(&node("mallory", B), later), Ok(uid(B)), "free again");
 }
 
 #[test]
@@ -82,8 +86,8 @@ fn a_peer_moves_between_resources_of_its_account() {
     let mut peers = peers();
     let (first, second) = (node("bob", B), node("bob", &format!("{B}-2")));
     assert_eq!((appear(&mut peers, &first), appear(&mut peers, &second)), (Ok(uid(B)), Ok(uid(B))));
-    assert_eq!(peers.left(&first), None, "it had moved on");
-    assert_eq!(peers.left(&second), Some(uid(B)));
+    assert_eq!(peers.left(&first, Instant::now()), None, "it had moved on");
+    assert_eq!(peers.left(&second, Instant::now()), Some(uid(B)));
 }
 
 #[test]
@@ -116,13 +120,38 @@ fn peers_leave_with_their_account() {
 #[test]
 fn the_tables_are_capped() {
     let mut peers = peers();
-    for number in 1..=MAX_PEERS {
-        appear(&mut peers, &node("bob", &format!("{number:040x}"))).unwrap();
+    // Our own account may be the account of every node.
+    for number in 1..MAX_PEERS {
+        appear(&mut peers, &node("a", &format!("{number:040x}"))).unwrap();
     }
-    assert_eq!(appear(&mut peers, &node("bob", B)), Err(Refusal::Full));
-    assert_eq!(appear(&mut peers, &node("bob", &format!("{:040x}", 7))), Ok(uid(&format!("{:040x}", 7))));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
+    assert_eq!(appear(&mut peers, &node("mallory", &"c".repeat(40))), Err(Refusal::Full));
+    assert_eq!(appear(&mut peers, &node("a", &format!("{:040x}", 7))), Ok(uid(&format!("{:040x}", 7))));
     let many = (0..MAX_PEERS + 9).map(|number| bare(&format!("user{number}")));
     assert_eq!(peers.set_accounts(many).1, 10, "our own account has a place");
+}
+
+#[test]
+fn one_account_fills_its_own_share_and_no_more() {
+    let mut peers = peers();
+    for number in 1..=MAX_UIDS {
+        appear(&mut peers, &node("mallory", &format!("{number:040x}"))).unwrap();
+    }
+    assert_eq!(appear(&mut peers, &node("mallory", B)), Err(Refusal::Full));
+    assert_eq!(appear(&mut peers, &node("bob", B)), Ok(uid(B)));
+    // Who binds one uid after the other loses his own old ones.
+    for number in 1..=MAX_UIDS {
+        peers.left(&node("mallory", &format!("{number:040x}")), Instant::now());
+    }
+    for number in 1..=10 * MAX_UIDS {
+        let one = node("mallory", &format!("f{number:039x}"));
+        appear(&mut peers, &one).unwrap();
+        peers.left(&one, Instant::now());
+    }
+    assert_eq!(peers.known.len(), MAX_UIDS + 1);
+    assert_eq!(peers.address(uid(B)), Some(&node("bob", B)));
+    peers.remove_account(&bare("mallory"));
+    assert_eq!(peers.known.len(), 1);
 }
 
 #[test]
@@ -147,5 +176,5 @@ fn a_peer_that_repeats_its_presence_without_end_is_not_heard_but_stays() {
     let heard = (0..1000).filter(|_| peers.appeared(&node("bob", B), now).is_ok()).count();
     assert_eq!(heard, 100);
     assert_eq!(peers.forget_unseen(), []);
-    assert_eq!(peers.left(&node("bob", B)), Some(uid(B)));
+    assert_eq!(peers.left(&node("bob", B), Instant::now()), Some(uid(B)));
 }
