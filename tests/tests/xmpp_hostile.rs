@@ -91,9 +91,13 @@ impl Script {
 
     /// Brings the client online; eve is in its roster.
     async fn bring_online(&mut self) -> Result<()> {
+        self.bring_online_with(ROSTER).await
+    }
+
+    async fn bring_online_with(&mut self, roster: &str) -> Result<()> {
         self.bind(&format!("tincan{OWN}")).await?;
         self.read_until("</iq>").await?;
-        self.write(ROSTER).await?;
+        self.write(roster).await?;
         self.read_until("</presence>").await.map(drop)
     }
 }
@@ -239,6 +243,33 @@ fn odd_stanzas_are_counted_and_the_session_goes_on() -> Result<()> {
         let malformed = client.counter("malformed");
         ensure!(malformed == 8, "{malformed} of 8 were counted");
         Ok(())
+    })
+}
+
+#[test]
+fn a_roster_item_that_cannot_be_read_hides_nobody() -> Result<()> {
+    with_script(async |mut script, mut client| {
+        let odd =
+            "<item jid='@@@' subscription='both'/><item jid='a@b' subscription='odd'/><query xmlns='x'/><item jid='eve";
+        script.bring_online_with(&ROSTER.replace("<item jid='eve", odd)).await?;
+        client.online().await?;
+        script.write(&message("eve", "heard")).await?;
+        client.message("heard").await?;
+        client.counts("malformed", 3)
+    })
+}
+
+#[test]
+fn a_peer_cannot_pose_as_the_daemon() -> Result<()> {
+    with_script(async |mut script, mut client| {
+        script.bring_online().await?;
+        client.online().await?;
+        for kind in ["local_state", "peer_state", "con_stat", "echo_request", "echo_reply"] {
+            script.write(&message("eve", "online").replace("send_msg", kind)).await?;
+        }
+        script.write(&message("eve", "after")).await?;
+        client.message("after").await?;
+        client.counts("forged", 5)
     })
 }
 

@@ -131,6 +131,17 @@ fn in_switch_mode_arp_is_the_controllers() {
 }
 
 #[test]
+fn addresses_of_the_overlay_are_told_from_those_of_the_underlay() {
+    let table = table();
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let inner = [ip("172.31.0.1"), ip("172.31.0.2"), ip("172.31.0.77"), ip6(1).into(), ip6(2).into()];
+    assert!(inner.iter().all(|ip| table.is_inner(*ip)), "{inner:?}");
+    for outer in ["192.0.2.1", "172.31.1.1", "2001:db8::1"] {
+        assert!(!table.is_inner(ip(outer)), "{outer}");
+    }
+}
+
+#[test]
 fn a_router_prefix_makes_a_peer_the_owner_of_a_subnet() {
     let mut table = Table::default();
     table.map_peer(uid(2), [172, 16, 2, 0].into(), ip6(2));

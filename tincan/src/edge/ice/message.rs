@@ -278,6 +278,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_added_behind_the_integrity_makes_a_check_none() {
+        let key = short_term_key("secret");
+        let without = check(TransactionId::new(), "a:b".to_owned(), &key, Role::Controlled, 7);
+        assert!(Incoming::parse(&without).is_some());
+        // USE-CANDIDATE in the place of FINGERPRINT: type, no length; the header counts it.
+        let mut forged = without[..without.len() - 8].to_vec();
+        forged.extend([0x00, 0x25, 0, 0]);
+        let length = u16::try_from(forged.len() - HEADER).unwrap().to_be_bytes();
+        forged[2..4].copy_from_slice(&length);
+        assert!(Incoming::parse(&forged).is_none());
+    }
+
+    #[test]
     fn damaged_messages_are_refused_and_never_panic() {
         let good = sample();
         for length in 0..good.len() {

@@ -94,6 +94,11 @@ impl TurnClient {
         client
     }
 
+    /// Whether it logs in with this account's name and password.
+    pub fn is_for(&self, account: &TurnServer) -> bool {
+        self.auth.is_for(&account.username, &account.password.0)
+    }
+
     /// Our address at the server, while there is an allocation.
     pub fn relayed(&self) -> Option<SocketAddr> {
         match self.state {

@@ -37,7 +37,10 @@ impl Core {
             .relays
             .entry(key)
             .or_insert_with(|| Relay { client: TurnClient::new(now, key.1, account), links: BTreeSet::new() });
-        if relay.links.is_empty() && relay.client.is_ending() {
+        let is_idle = relay.links.is_empty() && relay.client.is_ending();
+        // Credentials of TURN servers may expire: what never got in with the old ones tries the new ones.
+        let is_refused = relay.client.relayed().is_none() && !relay.client.is_for(account);
+        if is_idle || is_refused {
             relay.client = TurnClient::new(now, key.1, account);
         }
         relay.links.insert(id);

@@ -109,6 +109,11 @@ impl Auth {
         Self { username, password, challenge: None }
     }
 
+    /// Whether these are its credentials.
+    pub fn is_for(&self, username: &str, password: &str) -> bool {
+        self.username == username && self.password == password
+    }
+
     /// True when requests are signed with this nonce already.
     pub fn uses(&self, nonce: Option<&str>) -> bool {
         self.challenge.as_ref().is_some_and(|challenge| Some(challenge.nonce.as_str()) == nonce)
