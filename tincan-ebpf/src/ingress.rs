@@ -1,7 +1,9 @@
 //! From the uplink to the TAP: a peer's datagram loses its outer headers, and its frame arrives at the TAP.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO};
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_UNSPEC,
+};
 use aya_ebpf::programs::TcContext;
 use tincan_common::entries::{self, Flow, Receiver, Settings};
 use tincan_common::frame::{ETHERNET_LEN, HEADER_LEN};
@@ -18,10 +20,13 @@ struct Outer {
     udp_len: u32,
 }
 
-/// Delivers a datagram for our plain port; `None` for what is not for it, or only in part.
+/// What becomes of a packet: what the kernel shall do with it, and the verdict; `None` for what is not for our port.
+pub type Outcome = Option<Result<(i32, KernelVerdict), KernelVerdict>>;
+
+/// Delivers a datagram for our plain port. Fragments are nothing for us: the host puts them together for the socket.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
-pub fn deliver(context: &TcContext) -> Option<Result<i32, KernelVerdict>> {
+pub fn deliver(context: &TcContext) -> Outcome {
     let settings = maps::settings()?;
     let facts = Facts::of(context);
     if facts.has_vlan || !packet::make_readable(context, ETHERNET_LEN + IPV4_LEN + UDP_LEN) {
@@ -84,7 +89,7 @@ fn decapsulate<const AT: usize>(
     facts: &Facts,
     outer: &Outer,
     outer_type: [u8; 2],
-) -> Result<i32, KernelVerdict> {
+) -> Result<(i32, KernelVerdict), KernelVerdict> {
     if !packet::make_readable(context, AT + HEADER_LEN + ETHERNET_LEN + IPV4_LEN) {
         return Err(KernelVerdict::UpControl);
     }
@@ -107,8 +112,18 @@ fn decapsulate<const AT: usize>(
     };
     // GRO may have merged several datagrams: then the lengths contradict each other.
     let is_whole = (AT - UDP_LEN) as u32 + outer.udp_len == facts.len && ip_at as u32 + ip_len == facts.len;
-    if !is_whole || (facts.segment != 0 && protocol != TCP) {
+    if !is_whole {
         return Err(KernelVerdict::UpShape);
+    }
+    let inner_len = facts.len - (AT + HEADER_LEN) as u32;
+    if facts.segment != 0 && protocol != TCP {
+        // Decapsulated here it would keep the marks of a tunnel, for which UDP loses it.
+        if settings.mark == 0 {
+            return Err(KernelVerdict::UpShape);
+        }
+        context.set_mark(settings.mark);
+        maps::count_received(receiver.slot, facts.frames, inner_len);
+        return Ok((TC_ACT_UNSPEC, KernelVerdict::HandedOver));
     }
     take_off::<AT>(context, inner_type, outer_type)?;
     let [_, _, _, _, _, _, s0, s1, s2, s3, s4, s5, ..] = ethernet;
@@ -116,8 +131,12 @@ fn decapsulate<const AT: usize>(
     let [t0, t1] = inner_type;
     let ethernet = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1];
     context.store(0, &ethernet, 0).map_err(|_| KernelVerdict::Broken)?;
-    maps::count_received(receiver.slot, facts.frames, facts.len - (AT + HEADER_LEN) as u32);
-    Ok(packet::redirect_into(settings.tap_index))
+    maps::count_received(receiver.slot, facts.frames, inner_len);
+    if receiver.merger != 0 && facts.segment == 0 && protocol == TCP {
+        context.set_mark(settings.mark);
+        return Ok((packet::redirect_out_of(receiver.merger), KernelVerdict::HandedOver));
+    }
+    Ok((packet::redirect_into(settings.tap_index), KernelVerdict::Delivered))
 }
 
 /// The inner IPv4 packet's protocol and length, if it is from its peer.
@@ -155,6 +174,19 @@ fn check6(
     } else {
         Err(KernelVerdict::UpSource)
     }
+}
+
+/// From the VXLAN device or the merging veth to the TAP: only what was checked before, which its mark tells.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
+pub fn deliver_checked(context: &TcContext) -> Result<i32, KernelVerdict> {
+    let settings = maps::settings().ok_or(KernelVerdict::Refused)?;
+    if settings.mark == 0 || packet::mark(context) != settings.mark {
+        return Err(KernelVerdict::Refused);
+    }
+    context.set_mark(0);
+    context.store(0, &settings.tap_mac, 0).map_err(|_| KernelVerdict::Broken)?;
+    Ok(packet::redirect_into(settings.tap_index))
 }
 
 /// Removes everything between the first Ethernet header and the inner IP header.

@@ -5,6 +5,7 @@
 
 mod fast_path;
 mod host;
+mod merging;
 mod outputs;
 
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 use crate::config::{DaemonConfig, LogControl};
 use crate::daemon::fast_path::FastPath;
 use crate::dataplane::engine::{Engine, EngineConfig};
-use crate::dataplane::port::{Ports, UdpPort};
+use crate::dataplane::port::Ports;
 use crate::dataplane::{Command, EngineEvent};
 use crate::dtls::Identity;
 use crate::edge::ice::{IceConfig, IceEdge};
@@ -30,7 +31,6 @@ use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::tap::Tap;
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
-use crate::link::PortKind;
 use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
@@ -67,12 +67,12 @@ pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
     let (xmpp_events, mut xmpp_inbox) = mpsc::channel(EVENT_QUEUE);
-    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events)?;
+    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events).await?;
     daemon.announce();
     let result = daemon.serve(&mut engine_inbox, &mut ice_inbox, &mut xmpp_inbox).await;
     // Who waits for room in these gets an error instead, and can end.
     drop((engine_inbox, ice_inbox, xmpp_inbox));
-    daemon.stop();
+    daemon.stop().await;
     result
 }
 
@@ -85,7 +85,7 @@ async fn wait_until(deadline: Option<tokio::time::Instant>) {
 
 impl Daemon {
     /// Opens every resource, in the order in which a failure is cheapest to report.
-    fn start(
+    async fn start(
         config: DaemonConfig,
         log: LogControl,
         engine_events: mpsc::Sender<EngineEvent>,
@@ -98,21 +98,19 @@ impl Daemon {
         let netlink = Netlink::new()?;
         let tap = Tap::create(&config.tap)?;
         let mac = tap.mac();
-        let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
-            format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
-        })?;
-        let plain = UdpPort::bind(PortKind::Plain, config.plain_port).with_context(|| {
-            format!("cannot bind UDP port {}: choose another with --plain-port, or 0 for any", config.plain_port)
-        })?;
-        let ports = Arc::new(Ports { secured, plain });
-        let fast_path = FastPath::start(config.fast_path, &config.tap, mac, ports.plain.local_port())?;
+        let mut fast_path = FastPath::start(config.fast_path, &netlink, &config.tap, mac, config.plain_port).await?;
+        let held = fast_path.held_port();
+        let ports = host::bind_ports(&config, held).map(Arc::new)?;
+        let socket = ports.plain.local_port();
+        fast_path.open(&netlink, socket).await;
         let ice = IceEdge::start(
             IceConfig {
                 tap_name: config.tap.clone(),
                 netlink: netlink.clone(),
                 transmit: ports.clone(),
                 secured_port: ports.secured.local_port(),
-                plain_port: ports.plain.local_port(),
+                plain_port: held.unwrap_or(socket),
+                direct_plain_port: held.and(Some(socket)),
             },
             ice_events,
         );
@@ -177,7 +175,7 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
-                _ = recheck.tick() => self.fast_path.recheck(),
+                _ = recheck.tick() => self.fast_path.recheck(&self.netlink).await,
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
@@ -288,9 +286,10 @@ impl Daemon {
         }
     }
 
-    fn stop(mut self) {
+    async fn stop(mut self) {
         tracing::info!("stopping");
         self.node.trim_all();
         self.carry_out_all();
+        self.fast_path.stop(&self.netlink).await;
     }
 }

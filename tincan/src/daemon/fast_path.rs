@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config;
+use crate::daemon::merging::Merging;
 use crate::dataplane::kernel::KernelEngine;
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::dataplane::table::Local;
@@ -21,17 +22,27 @@ const QUESTIONS: usize = 64;
 /// Whether kernel programs are loaded, and why not.
 pub(super) enum FastPath {
     /// Attached to the TAP; detached when dropped.
-    Attached(Box<Forwarder>),
+    Attached(Box<Attached>),
     /// The operator switched it off.
     Off,
     /// Asked for, but this host does not allow it.
     Unavailable(String),
 }
 
+/// The programs, and the device that merges for them.
+pub(super) struct Attached {
+    forwarder: Forwarder,
+    tap: String,
+    /// Merging, or why there is none.
+    merging: Result<Merging, String>,
+}
+
 impl FastPath {
-    /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
-    pub(super) fn start(
+    /// Loads the kernel programs as the option says; only `on` makes a refusal an error. `plain_port` is the operator's
+    /// wish, 0 for any.
+    pub(super) async fn start(
         wanted: config::FastPath,
+        netlink: &Netlink,
         tap: &str,
         tap_mac: [u8; 6],
         plain_port: u16,
@@ -39,8 +50,15 @@ impl FastPath {
         if wanted == config::FastPath::Off {
             return Ok(Self::Off);
         }
-        match attach(tap, tap_mac, plain_port) {
-            Ok(forwarder) => Ok(Self::Attached(Box::new(forwarder))),
+        match attach(tap, tap_mac) {
+            Ok(mut forwarder) => {
+                let merging = Merging::start(netlink, &mut forwarder, tap, plain_port).await;
+                let merging = merging.map_err(|error| {
+                    tracing::info!("plain frames arrive unmerged: {error:#}");
+                    format!("{error:#}")
+                });
+                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.to_owned(), merging })))
+            }
             Err(error) if wanted == config::FastPath::On => {
                 Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
             }
@@ -54,7 +72,10 @@ impl FastPath {
     /// One phrase for the log and `status`.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Attached(_) => "attached".to_owned(),
+            Self::Attached(attached) => match &attached.merging {
+                Ok(merging) => format!("attached, {}", merging.describe()),
+                Err(reason) => format!("attached, not merging on receive: {reason}"),
+            },
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
         }
@@ -63,14 +84,43 @@ impl FastPath {
     /// The part that forwards.
     pub(super) fn forwarder(&self) -> Option<&Forwarder> {
         match self {
-            Self::Attached(forwarder) => Some(forwarder),
+            Self::Attached(attached) => Some(&attached.forwarder),
             Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// The plain port that the VXLAN device holds, if it does: then the socket needs another.
+    pub(super) fn held_port(&self) -> Option<u16> {
+        match self {
+            Self::Attached(attached) => attached.merging.as_ref().ok().map(|merging| merging.port),
+            Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// Tells the programs about the ports and the underlay: from then on datagrams for the plain port reach `socket`.
+    pub(super) async fn open(&mut self, netlink: &Netlink, socket: u16) {
+        let held = self.held_port();
+        let Self::Attached(attached) = self else { return };
+        let mark = attached.merging.as_ref().map_or(0, |merging| merging.mark);
+        if let Err(error) = attached.forwarder.set_ports(held.unwrap_or(socket), socket, mark) {
+            tracing::warn!("the kernel engine took no settings, user space carries everything: {error:#}");
+        }
+        attached.tend(netlink).await;
+    }
+
+    /// Removes what is not gone with the programs.
+    pub(super) async fn stop(&self, netlink: &Netlink) {
+        if let Self::Attached(attached) = self
+            && let Ok(merging) = &attached.merging
+            && let Err(error) = merging.stop(netlink).await
+        {
+            tracing::warn!("{error:#}");
         }
     }
 
     fn forwarder_mut(&mut self) -> Option<&mut Forwarder> {
         match self {
-            Self::Attached(forwarder) => Some(forwarder),
+            Self::Attached(attached) => Some(&mut attached.forwarder),
             Self::Off | Self::Unavailable(_) => None,
         }
     }
@@ -118,10 +168,27 @@ impl FastPath {
         }
     }
 
-    /// Every link is looked at again by the next [`FastPath::settle`].
-    pub(super) fn recheck(&mut self) {
-        if let Some(forwarder) = self.forwarder_mut() {
-            forwarder.recheck();
+    /// Looks at the underlay again; every link is looked at by the next [`FastPath::settle`].
+    pub(super) async fn recheck(&mut self, netlink: &Netlink) {
+        if let Self::Attached(attached) = self {
+            attached.tend(netlink).await;
+            attached.forwarder.recheck();
+        }
+    }
+}
+
+impl Attached {
+    /// The programs are where they belong, and the helper device is well.
+    async fn tend(&mut self, netlink: &Netlink) {
+        let Self { forwarder, tap, merging } = self;
+        let Ok(merging) = merging else { return };
+        merging.mend(netlink, forwarder).await;
+        let uplinks = match netlink.ethernet_uplinks(tap).await {
+            Ok(uplinks) => forwarder.set_uplinks(&uplinks),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = uplinks {
+            tracing::warn!("peers may not reach the plain port on every interface: {error:#}");
         }
     }
 }
@@ -133,8 +200,8 @@ fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &Lin
     }
 }
 
-fn attach(tap: &str, tap_mac: [u8; 6], plain_port: u16) -> anyhow::Result<Forwarder> {
+fn attach(tap: &str, tap_mac: [u8; 6]) -> anyhow::Result<Forwarder> {
     let mut engine = KernelEngine::load()?;
     engine.attach_tap(tap)?;
-    Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac, plain_port))
+    Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac))
 }

@@ -6,13 +6,15 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::config::DaemonConfig;
 use crate::daemon::Daemon;
 use crate::daemon::fast_path::FastPath;
 use crate::dataplane::Command;
 use crate::dataplane::engine::Engine;
+use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::table::Local;
 use crate::dtls::Identity;
-use crate::link::{LinkId, Traffic};
+use crate::link::{LinkId, PortKind, Traffic};
 use crate::node::TrafficSource;
 use crate::wire::answer::Answer;
 use crate::wire::request::LocalIp;
@@ -40,6 +42,17 @@ pub(super) fn random_seed() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Binds the two UDP ports; the plain socket gets any port where a VXLAN device holds the one peers know.
+pub(super) fn bind_ports(config: &DaemonConfig, held: Option<u16>) -> anyhow::Result<Ports> {
+    let bind = |kind, port: u16, option| {
+        UdpPort::bind(kind, port)
+            .with_context(|| format!("cannot bind UDP port {port}: choose another with {option}, or 0 for any"))
+    };
+    let secured = bind(PortKind::Secured, config.secured_port, "--secured-port")?;
+    let plain = bind(PortKind::Plain, held.map_or(config.plain_port, |_| 0), "--plain-port")?;
+    Ok(Ports { secured, plain })
 }
 
 /// The engines' figures, as the node asks for them.
@@ -144,7 +157,7 @@ impl Daemon {
         HostState {
             tap: self.config.tap.clone(),
             secured_port: self.ports.secured.local_port(),
-            plain_port: self.ports.plain.local_port(),
+            plain_port: self.fast_path.held_port().unwrap_or_else(|| self.ports.plain.local_port()),
             fast_path: self.fast_path.describe(),
             service: self.node.service_state().to_string(),
         }

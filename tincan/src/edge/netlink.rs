@@ -1,8 +1,10 @@
 //! Routing netlink: configures the TAP and lists the addresses of the underlay.
 //!
-//! It makes and removes no interface: the TAP lives and dies with its file descriptor (`edge::tap`).
+//! The TAP lives and dies with its file descriptor (`edge::tap`); the kernel engine's helper devices are made here.
 
+pub mod devices;
 mod routes;
+mod uplinks;
 
 use std::collections::HashMap;
 use std::io;

@@ -66,8 +66,8 @@ pub struct Forwarder {
 impl Forwarder {
     /// With programs that are attached to the TAP already.
     #[must_use]
-    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6], plain_port: u16) -> Self {
-        let settings = Settings { tap_index, tap_mac, plain_port: plain_port.to_be_bytes(), ..Settings::default() };
+    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6]) -> Self {
+        let settings = Settings { tap_index, tap_mac, ..Settings::default() };
         Self {
             engine,
             settings,
@@ -78,6 +78,27 @@ impl Forwarder {
             free_slots: (0..MAX_SLOTS).rev().collect(),
             due: BTreeSet::new(),
         }
+    }
+
+    /// The plain port as peers know it, the one of user space's socket, and the mark of what went through a helper device (0
+    /// without one).
+    pub fn set_ports(&mut self, plain: u16, socket: u16, mark: u32) -> anyhow::Result<()> {
+        self.settings.plain_port = plain.to_be_bytes();
+        self.settings.socket_port = socket.to_be_bytes();
+        self.settings.mark = mark;
+        self.engine.configure(&self.settings)
+    }
+
+    /// The interfaces by which peers may be reached, and the own addresses there.
+    pub fn set_uplinks(&mut self, uplinks: &BTreeMap<u32, BTreeSet<IpAddr>>) -> anyhow::Result<()> {
+        let own = uplinks.values().flatten().map(|ip| address(*ip)).collect();
+        self.engine.set_own_addresses(&own)?;
+        uplinks.keys().try_for_each(|index| self.engine.attach_uplink(*index))
+    }
+
+    /// A device through which checked frames come back to the TAP.
+    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
+        self.engine.attach_helper(index)
     }
 
     /// `set_local_ip`.
@@ -191,7 +212,8 @@ impl Forwarder {
         if entry.installed == Some(wanted) {
             return Ok(());
         }
-        let receiver = Receiver { slot: entry.slot, tag: entry.receive_tag, ip4: destination4, ip6: destination6 };
+        let receiver =
+            Receiver { slot: entry.slot, tag: entry.receive_tag, merger: 0, ip4: destination4, ip6: destination6 };
         self.withdraw(link);
         self.engine.attach_uplink(route.interface)?;
         // Whatever of it comes to stand is withdrawn again if the rest fails.

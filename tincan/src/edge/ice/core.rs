@@ -66,6 +66,9 @@ pub struct CoreConfig {
     pub tap_name: String,
     pub secured_port: u16,
     pub plain_port: u16,
+    /// The number the plain socket itself has, where it is known by another: offered last, for peers on the same host or
+    /// behind interfaces other than Ethernet, which the translation does not reach.
+    pub direct_plain_port: Option<u16>,
 }
 
 /// A request for a generation that has no agent yet.

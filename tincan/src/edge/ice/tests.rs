@@ -119,7 +119,12 @@ impl Peer {
         state.owners.extend(hosts.iter().map(|host| (host.addr, node)));
         let (events, told) = mpsc::channel(64);
         let port = Arc::new(Port { network: Arc::clone(network), node });
-        let config = CoreConfig { tap_name: "ipop".to_owned(), secured_port: SECURED_PORT, plain_port: PLAIN_PORT };
+        let config = CoreConfig {
+            tap_name: "ipop".to_owned(),
+            secured_port: SECURED_PORT,
+            plain_port: PLAIN_PORT,
+            direct_plain_port: None,
+        };
         let edge = Arc::new(IceEdge::launch(Core::new(config), Interfaces::Fixed(hosts), port, events));
         state.edges.push(Some(Arc::clone(&edge)));
         state.sent.push(0);

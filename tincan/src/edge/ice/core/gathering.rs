@@ -146,7 +146,8 @@ impl Core {
         if hosts.is_empty() {
             problems.push("no interface with a usable address is up".to_owned());
         }
-        let candidates = candidates(&local, self.port_number(port), &hosts, &reflexive, relayed);
+        let direct = self.config.direct_plain_port.filter(|_| port == PortKind::Plain);
+        let candidates = candidates(&local, (self.port_number(port), direct), &hosts, &reflexive, relayed);
         self.event(IceEvent::Gathered { link: id, candidates, problems });
     }
 }

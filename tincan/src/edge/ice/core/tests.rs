@@ -128,7 +128,12 @@ impl World {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
         let side = |_| Side {
-            core: Core::new(CoreConfig { tap_name: "ipop".into(), secured_port: PORT, plain_port: PORT + 1 }),
+            core: Core::new(CoreConfig {
+                tap_name: "ipop".into(),
+                secured_port: PORT,
+                plain_port: PORT + 1,
+                direct_plain_port: None,
+            }),
             agents: BTreeMap::new(),
             told: Vec::new(),
             sent: 0,
