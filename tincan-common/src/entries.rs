@@ -45,7 +45,7 @@ pub struct Settings {
     /// The port user space's socket has, network order; another than `plain_port` where a VXLAN device holds that one so
     /// that the kernel merges what arrives there.
     pub socket_port: [u8; 2],
-    /// Mark of packets that were checked and go through the VXLAN device; 0 without one.
+    /// Mark of packets that were checked and go through a helper device; 0 without one.
     pub mark: u32,
     /// Which bits of an inner IPv4 address choose the peer.
     pub router_mask: [u8; 4],
@@ -131,23 +131,34 @@ impl Settings {
         let (tap_index, mark) = (tap_index.to_ne_bytes(), mark.to_ne_bytes());
         join!(42; tap_index, tap_mac, plain_port, router_mask, own_ip4, own_ip6, socket_port, mark)
     }
+}
 
-    /// From the map.
-    #[must_use]
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
-    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
-        Self {
-            tap_index: u32::from_ne_bytes(take!(bytes, 0, 4)),
-            tap_mac: take!(bytes, 4, 6),
-            plain_port: take!(bytes, 10, 2),
-            router_mask: take!(bytes, 12, 4),
-            own_ip4: take!(bytes, 16, 4),
-            own_ip6: take!(bytes, 20, 16),
-            socket_port: take!(bytes, 36, 2),
-            mark: u32::from_ne_bytes(take!(bytes, 38, 4)),
+/// [`Settings`] where they stand in the map, each read when it is needed: a program's stack has 512 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct SettingsInMap<'map>(pub &'map [u8; Settings::SIZE]);
+
+/// Reads one field.
+macro_rules! field {
+    ($name:ident: $kind:ty = $from:literal, $length:literal, $read:expr) => {
+        #[doc = concat!("See [`Settings::", stringify!($name), "`].")]
+        #[must_use]
+        #[inline(always)]
+        pub fn $name(self) -> $kind {
+            let bytes = self.0;
+            $read(take!(bytes, $from, $length))
         }
-    }
+    };
+}
+
+impl SettingsInMap<'_> {
+    field!(tap_index: u32 = 0, 4, u32::from_ne_bytes);
+    field!(tap_mac: [u8; 6] = 4, 6, core::convert::identity);
+    field!(plain_port: [u8; 2] = 10, 2, core::convert::identity);
+    field!(router_mask: [u8; 4] = 12, 4, core::convert::identity);
+    field!(own_ip4: [u8; 4] = 16, 4, core::convert::identity);
+    field!(own_ip6: Address = 20, 16, core::convert::identity);
+    field!(socket_port: [u8; 2] = 36, 2, core::convert::identity);
+    field!(mark: u32 = 38, 4, u32::from_ne_bytes);
 }
 
 impl Sender {
@@ -264,7 +275,19 @@ mod tests {
             own_ip4: [8; 4],
             own_ip6: ONE,
         };
-        assert_eq!(Settings::from_bytes(&settings.to_bytes()), settings);
+        let bytes = settings.to_bytes();
+        let read = SettingsInMap(&bytes);
+        let back = Settings {
+            tap_index: read.tap_index(),
+            tap_mac: read.tap_mac(),
+            plain_port: read.plain_port(),
+            socket_port: read.socket_port(),
+            mark: read.mark(),
+            router_mask: read.router_mask(),
+            own_ip4: read.own_ip4(),
+            own_ip6: read.own_ip6(),
+        };
+        assert_eq!(back, settings);
         let sender = Sender {
             uplink: 1,
             slot: 2,

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use tincan_common::entries::{Address, Flow, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings};
+use tincan_common::entries::{Address, Flow, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings, SettingsInMap};
 use tincan_common::kernel_verdict::KernelVerdict;
 
 #[map(name = "settings")]
@@ -24,9 +24,9 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(KernelVerdict:
 /// What every frame needs; `None` while user space has nothing to do.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
-pub fn settings() -> Option<Settings> {
-    let settings = Settings::from_bytes(SETTINGS.get(0)?);
-    (settings.tap_index != 0).then_some(settings)
+pub fn settings() -> Option<SettingsInMap<'static>> {
+    let settings = SettingsInMap(SETTINGS.get(0)?);
+    (settings.tap_index() != 0).then_some(settings)
 }
 
 /// How to send to whoever has this inner IPv4 address, cut to the router mask.

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::BPF_F_MARK_MANGLED_0;
 use aya_ebpf::programs::TcContext;
-use tincan_common::entries::{self, Address, Settings};
+use tincan_common::entries::{self, Address, SettingsInMap};
 use tincan_common::frame::ETHERNET_LEN;
 use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_FRAGMENT, IPV6_FRAGMENT_LEN, IPV6_LEN, UDP, UDP_LEN};
 
@@ -27,9 +27,9 @@ const CHECKSUM: usize = 6;
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 pub fn to_socket(context: &TcContext) {
     if let Some(settings) = translated()
-        && packet::mark(context) != settings.mark
+        && packet::mark(context) != settings.mark()
     {
-        replace::<DESTINATION>(context, settings.plain_port, settings.socket_port);
+        replace::<DESTINATION>(context, settings.plain_port(), settings.socket_port());
     }
 }
 
@@ -38,15 +38,15 @@ pub fn to_socket(context: &TcContext) {
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 pub fn to_network(context: &TcContext) {
     if let Some(settings) = translated() {
-        replace::<SOURCE>(context, settings.socket_port, settings.plain_port);
+        replace::<SOURCE>(context, settings.socket_port(), settings.plain_port());
     }
 }
 
 /// The settings, if the two numbers differ.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
-fn translated() -> Option<Settings> {
-    maps::settings().filter(|settings| settings.plain_port != settings.socket_port)
+fn translated() -> Option<SettingsInMap<'static>> {
+    maps::settings().filter(|settings| settings.plain_port() != settings.socket_port())
 }
 
 /// Finds the UDP header, in first fragments too, and writes the port at `FIELD` if it is `from`.

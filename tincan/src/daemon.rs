@@ -6,6 +6,7 @@
 mod fast_path;
 mod host;
 mod merging;
+mod merging_veth;
 mod outputs;
 
 use std::net::SocketAddr;

@@ -1,12 +1,17 @@
 //! The kernel engine as the daemon has it: there, switched off, or refused with a reason.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+use anyhow::anyhow;
 
 use crate::config;
 use crate::daemon::merging::Merging;
-use crate::dataplane::kernel::KernelEngine;
+use crate::daemon::merging_veth::MergingVeth;
 use crate::dataplane::kernel::forwarder::Forwarder;
+use crate::dataplane::kernel::{KernelEngine, interface_name};
 use crate::dataplane::table::Local;
+use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
 use crate::link::LinkId;
 use crate::node::{LinkProtection, Output};
@@ -35,6 +40,9 @@ pub(super) struct Attached {
     tap: String,
     /// Merging, or why there is none.
     merging: Result<Merging, String>,
+    veth: MergingVeth,
+    /// Mark of packets that were checked and go through a helper device; never 0.
+    mark: u32,
 }
 
 impl FastPath {
@@ -57,7 +65,8 @@ impl FastPath {
                     tracing::info!("plain frames arrive unmerged: {error:#}");
                     format!("{error:#}")
                 });
-                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.to_owned(), merging })))
+                let (veth, mark) = (MergingVeth::new(tap), random_mark()?);
+                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.to_owned(), merging, veth, mark })))
             }
             Err(error) if wanted == config::FastPath::On => {
                 Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
@@ -101,8 +110,7 @@ impl FastPath {
     pub(super) async fn open(&mut self, netlink: &Netlink, socket: u16) {
         let held = self.held_port();
         let Self::Attached(attached) = self else { return };
-        let mark = attached.merging.as_ref().map_or(0, |merging| merging.mark);
-        if let Err(error) = attached.forwarder.set_ports(held.unwrap_or(socket), socket, mark) {
+        if let Err(error) = attached.forwarder.set_ports(held.unwrap_or(socket), socket, attached.mark) {
             tracing::warn!("the kernel engine took no settings, user space carries everything: {error:#}");
         }
         attached.tend(netlink).await;
@@ -110,11 +118,15 @@ impl FastPath {
 
     /// Removes what is not gone with the programs.
     pub(super) async fn stop(&self, netlink: &Netlink) {
-        if let Self::Attached(attached) = self
-            && let Ok(merging) = &attached.merging
-            && let Err(error) = merging.stop(netlink).await
-        {
-            tracing::warn!("{error:#}");
+        let Self::Attached(attached) = self else { return };
+        let device = match &attached.merging {
+            Ok(merging) => merging.stop(netlink).await,
+            Err(_) => Ok(()),
+        };
+        for removed in [device, attached.veth.stop(netlink).await] {
+            if let Err(error) = removed {
+                tracing::warn!("{error:#}");
+            }
         }
     }
 
@@ -178,19 +190,43 @@ impl FastPath {
 }
 
 impl Attached {
-    /// The programs are where they belong, and the helper device is well.
+    /// The programs are where they belong, and the helper devices are well.
     async fn tend(&mut self, netlink: &Netlink) {
-        let Self { forwarder, tap, merging } = self;
-        let Ok(merging) = merging else { return };
-        merging.mend(netlink, forwarder).await;
-        let uplinks = match netlink.ethernet_uplinks(tap).await {
-            Ok(uplinks) => forwarder.set_uplinks(&uplinks),
-            Err(error) => Err(error),
+        if let Ok(merging) = &mut self.merging {
+            merging.mend(netlink, &mut self.forwarder).await;
+        }
+        let uplinks = match netlink.ethernet_uplinks(&self.tap).await {
+            Ok(uplinks) => uplinks,
+            Err(error) => {
+                tracing::warn!("cannot look at the underlay: {error:#}");
+                return;
+            }
         };
-        if let Err(error) = uplinks {
+        let is_translated = self.merging.is_ok();
+        if is_translated && let Err(error) = self.forwarder.set_uplinks(&uplinks) {
             tracing::warn!("peers may not reach the plain port on every interface: {error:#}");
         }
+        let is_awake = self.merging.as_ref().is_ok_and(Merging::is_awake);
+        let unmerged: BTreeSet<u32> = uplinks.into_keys().filter(|index| !is_awake || !uplink_merges(*index)).collect();
+        let merger = if unmerged.is_empty() { None } else { self.veth.ready(netlink, &mut self.forwarder).await };
+        self.forwarder.set_merger(merger.map(|near| (near, unmerged)));
     }
+}
+
+/// Whether an interface runs GRO; one that cannot be asked counts as if.
+fn uplink_merges(index: u32) -> bool {
+    let name = interface_name(index);
+    name.and_then(|name| ethtool::merges(&name)).unwrap_or_else(|error| {
+        tracing::debug!(index, "GRO is taken to be on: {error:#}");
+        true
+    })
+}
+
+/// Any odd number.
+fn random_mark() -> anyhow::Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("the kernel gives no random numbers: {error}"))?;
+    Ok(u32::from_ne_bytes(bytes) | 1)
 }
 
 fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &LinkProtection) {

@@ -4,7 +4,7 @@
 //! User space's socket then has another port, and the kernel programs translate. What somebody removed is made again by
 //! the next [`Merging::mend`]; meanwhile frames arrive unmerged.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::edge::netlink::Netlink;
@@ -18,7 +18,7 @@ const TRIES: u32 = 16;
 /// Longest name of an interface.
 const MAX_NAME_LEN: usize = 15;
 /// Ends the device's name.
-const SUFFIX: &str = "-gro";
+const ENDING: &str = "-gro";
 
 /// The device and what it holds.
 #[derive(Debug)]
@@ -27,8 +27,6 @@ pub(super) struct Merging {
     tap: String,
     /// The plain port as peers know it.
     pub(super) port: u16,
-    /// Mark of packets that may come out of the device, random.
-    pub(super) mark: u32,
     index: u32,
     /// The device is up; otherwise the reason why not.
     state: Result<(), String>,
@@ -42,19 +40,15 @@ impl Merging {
         tap: &str,
         wanted: u16,
     ) -> anyhow::Result<Self> {
-        let device = device_name(tap);
+        let device = device_name(tap, ENDING);
         if let Some(left) = netlink.own_device(&device, tap).await? {
             tracing::info!(device, "removing the device an earlier daemon left");
             netlink.remove_device(left.index).await?;
         }
         for _ in 0..TRIES {
-            let [port_high, port_low, mark @ ..] = random()?;
-            let span = PORTS.end - PORTS.start;
-            let port =
-                if wanted == 0 { PORTS.start + u16::from_be_bytes([port_high, port_low]) % span } else { wanted };
-            let mark = u32::from_ne_bytes(mark) | 1;
+            let port = if wanted == 0 { random_port()? } else { wanted };
             let (device, tap) = (device.clone(), tap.to_owned());
-            let mut merging = Self { device, tap, port, mark, index: 0, state: Ok(()) };
+            let mut merging = Self { device, tap, port, index: 0, state: Ok(()) };
             match merging.make(netlink, forwarder).await {
                 Ok(()) => return Ok(merging),
                 Err(UpError::PortTaken) if wanted == 0 => {}
@@ -111,6 +105,11 @@ impl Merging {
         netlink.remove_device(self.index).await.with_context(|| format!("cannot remove {}", self.device))
     }
 
+    /// Whether the device holds the port, so that uplinks that merge (GRO) merge plain frames.
+    pub(super) fn is_awake(&self) -> bool {
+        self.state.is_ok()
+    }
+
     /// One phrase for `status`.
     pub(super) fn describe(&self) -> String {
         match &self.state {
@@ -120,18 +119,16 @@ impl Merging {
     }
 }
 
-/// The TAP's name with an ending, cut to what the kernel takes.
-fn device_name(tap: &str) -> String {
-    let room = MAX_NAME_LEN - SUFFIX.len();
-    let kept: String = tap.chars().take(room).collect();
-    kept + SUFFIX
+/// The TAP's name with an ending of four bytes, cut to what the kernel takes.
+pub(super) fn device_name(tap: &str, ending: &str) -> String {
+    let kept: String = tap.chars().take(MAX_NAME_LEN - ending.len()).collect();
+    kept + ending
 }
 
-fn random() -> anyhow::Result<[u8; 6]> {
-    let mut bytes = [0; 6];
-    let filled = getrandom::fill(&mut bytes);
-    ensure!(filled.is_ok(), "the kernel gives no random numbers");
-    Ok(bytes)
+fn random_port() -> anyhow::Result<u16> {
+    let mut bytes = [0; 2];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("the kernel gives no random numbers: {error}"))?;
+    Ok(PORTS.start + u16::from_be_bytes(bytes) % (PORTS.end - PORTS.start))
 }
 
 #[cfg(test)]
@@ -140,8 +137,8 @@ mod tests {
 
     #[test]
     fn device_names_fit_and_show_the_tap() {
-        assert_eq!(device_name("ipop"), "ipop-gro");
-        assert_eq!(device_name("a-name-of-15-ch"), "a-name-of-1-gro");
-        assert!(device_name("a-name-of-15-ch").len() <= MAX_NAME_LEN);
+        assert_eq!(device_name("ipop", ENDING), "ipop-gro");
+        assert_eq!(device_name("a-name-of-15-ch", ENDING), "a-name-of-1-gro");
+        assert!(device_name("a-name-of-15-ch", ENDING).len() <= MAX_NAME_LEN);
     }
 }

@@ -202,7 +202,8 @@ fn address(ip: std::net::IpAddr) -> Address {
     }
 }
 
-fn interface_name(index: u32) -> anyhow::Result<String> {
+/// The name an interface has now.
+pub fn interface_name(index: u32) -> anyhow::Result<String> {
     let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
     let name = name.into_string().context("an interface's name that is no text")?;
     // The crate takes the null pointer of a missing interface for an empty name.

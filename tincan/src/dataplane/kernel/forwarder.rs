@@ -26,6 +26,7 @@ struct Installed {
     destination4: [u8; 4],
     destination6: [u8; 16],
     flow: Flow,
+    receiver: Receiver,
     sender: Sender,
 }
 
@@ -61,6 +62,8 @@ pub struct Forwarder {
     free_slots: Vec<u32>,
     /// Links about which something changed.
     due: BTreeSet<LinkId>,
+    /// The near end of the merging veth, and the uplinks that do not merge themselves.
+    merger: Option<(u32, BTreeSet<u32>)>,
 }
 
 impl Forwarder {
@@ -77,6 +80,7 @@ impl Forwarder {
             by_uid: HashMap::new(),
             free_slots: (0..MAX_SLOTS).rev().collect(),
             due: BTreeSet::new(),
+            merger: None,
         }
     }
 
@@ -94,6 +98,14 @@ impl Forwarder {
         let own = uplinks.values().flatten().map(|ip| address(*ip)).collect();
         self.engine.set_own_addresses(&own)?;
         uplinks.keys().try_for_each(|index| self.engine.attach_uplink(*index))
+    }
+
+    /// The near end of the merging veth, and the uplinks whose TCP frames go there.
+    pub fn set_merger(&mut self, merger: Option<(u32, BTreeSet<u32>)>) {
+        if self.merger != merger {
+            self.merger = merger;
+            self.recheck();
+        }
     }
 
     /// A device through which checked frames come back to the TAP.
@@ -208,13 +220,19 @@ impl Forwarder {
             source_port: local_port,
             destination_port: remote_port,
         };
-        let wanted = Installed { destination4, destination6, flow, sender };
+        let merger = self.merger.as_ref().filter(|(_, uplinks)| uplinks.contains(&route.interface));
+        let merger = merger.map_or(0, |(near, _)| *near);
+        let (slot, tag) = (entry.slot, entry.receive_tag);
+        let receiver = Receiver { slot, tag, merger, ip4: destination4, ip6: destination6 };
+        let wanted = Installed { destination4, destination6, flow, receiver, sender };
         if entry.installed == Some(wanted) {
             return Ok(());
         }
-        let receiver =
-            Receiver { slot: entry.slot, tag: entry.receive_tag, merger: 0, ip4: destination4, ip6: destination6 };
-        self.withdraw(link);
+        // Entries under the same keys are overwritten; under others they must not stay.
+        let keys = |installed: &Installed| (installed.destination4, installed.destination6, installed.flow);
+        if entry.installed.is_some_and(|installed| keys(&installed) != keys(&wanted)) {
+            self.withdraw(link);
+        }
         self.engine.attach_uplink(route.interface)?;
         // Whatever of it comes to stand is withdrawn again if the rest fails.
         self.change_quietly(link, |entry| entry.installed = Some(wanted));

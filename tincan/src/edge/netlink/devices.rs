@@ -1,14 +1,14 @@
-//! The VXLAN device that holds the plain port, so that the kernel merges (GRO) the TCP frames that arrive there.
+//! The kernel engine's helper devices: a VXLAN device that holds the plain port, and a veth pair whose far end merges.
 //!
-//! It is asleep: nobody sends through it, and the kernel engine's guard decides what comes out of it. What the guard would
-//! miss finds no way on: no IPv6, no ARP, strict reverse path filtering. Its alias says whose it is.
+//! The engine's guard decides what comes out of them. What the guard would miss finds no way on: no IPv6, no ARP, strict
+//! reverse path filtering. Their alias says whose they are.
 
 use std::io;
 
 use anyhow::{Context, anyhow, ensure};
 use nix::errno::Errno;
 use rtnetlink::packet_route::link::{InfoVxlan, LinkAttribute, LinkFlags};
-use rtnetlink::{LinkUnspec, LinkVxlan};
+use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::{Netlink, errno, explain};
 
@@ -53,17 +53,39 @@ impl Netlink {
             .append_info_data(InfoVxlan::UDPZeroCsumTX(true))
             .append_info_data(InfoVxlan::UDPZeroCsumRX(true))
             .build();
-        let what = format!("cannot make the VXLAN device {name}");
-        self.handle.link().add(message).execute().await.map_err(|error| explain(&error, &what))?;
-        let found = self.find(name).await.map_err(|error| explain(&error, &what))?;
-        let index = found.with_context(|| format!("{name} vanished"))?.header.index;
-        let change = LinkUnspec::new_with_index(index).alias(alias(tap)).arp(false).build();
-        let named = self.handle.link().set(change).execute().await.map_err(|error| explain(&error, &what));
-        if let Err(error) = named.and_then(|()| close_to_the_stack(name).context(what)) {
-            self.remove_device(index).await?;
-            return Err(error);
-        }
+        self.handle.link().add(message).execute().await.map_err(|error| explain(&error, &making(name)))?;
+        let index = self.index_of(name).await?;
+        self.close(name, index, tap).await?;
         Ok(index)
+    }
+
+    /// Makes a pair of Ethernet devices, both down, what leaves one arrives at the other; returns their indices.
+    pub async fn add_veth(&self, names: [&str; 2], tap: &str) -> anyhow::Result<[u32; 2]> {
+        let [near, far] = names;
+        let message = LinkVeth::new(near, far).build();
+        self.handle.link().add(message).execute().await.map_err(|error| explain(&error, &making(near)))?;
+        let mut indices = [0; 2];
+        for (index, name) in indices.iter_mut().zip(names) {
+            *index = self.index_of(name).await?;
+            self.close(name, *index, tap).await?;
+        }
+        Ok(indices)
+    }
+
+    async fn index_of(&self, name: &str) -> anyhow::Result<u32> {
+        let found = self.find(name).await.map_err(|error| explain(&error, &making(name)))?;
+        Ok(found.with_context(|| format!("{name} vanished"))?.header.index)
+    }
+
+    /// Names a device's owner and closes it to the stack, or removes it.
+    async fn close(&self, name: &str, index: u32, tap: &str) -> anyhow::Result<()> {
+        let change = LinkUnspec::new_with_index(index).alias(alias(tap)).arp(false).build();
+        let named = self.handle.link().set(change).execute().await.map_err(|error| explain(&error, &making(name)));
+        let closed = named.and_then(|()| close_to_the_stack(name).with_context(|| making(name)));
+        if closed.is_err() {
+            self.remove_device(index).await?;
+        }
+        closed
     }
 
     /// Sets a device up; for a VXLAN device this is when it takes its port.
@@ -71,7 +93,7 @@ impl Netlink {
         let change = LinkUnspec::new_with_index(index).up().build();
         match self.handle.link().set(change).execute().await {
             Err(error) if errno(&error) == Some(Errno::EADDRINUSE) => Err(UpError::PortTaken),
-            other => other.map_err(|error| UpError::Other(explain(&error, "cannot set the VXLAN device up"))),
+            other => other.map_err(|error| UpError::Other(explain(&error, "cannot set a helper device up"))),
         }
     }
 
@@ -82,6 +104,10 @@ impl Netlink {
             other => other.map_err(|error| explain(&error, "cannot remove a helper device")),
         }
     }
+}
+
+fn making(name: &str) -> String {
+    format!("cannot make the helper device {name}")
 }
 
 fn alias(tap: &str) -> String {
