@@ -160,7 +160,7 @@ mod tests {
             (fragment[6], fragment[7]) = (flags, offset);
             let read = ipv4(&fragment).unwrap();
             assert!(read.is_fragment, "{flags} {offset}");
-            assert_eq!(read.is_first, flags & 0x1f == 0 && offset == 0, "{flags} {offset}");
+            assert_eq!(read.is_first, flags << 3 == 0 && offset == 0, "{flags} {offset}");
         }
         for first in [0x46, 0x44, 0x65, 0] {
             assert_eq!(ipv4(&[&[first], &HEADER[1..]].concat().try_into().unwrap()), None);
