@@ -5,7 +5,9 @@
 
 mod fast_path;
 mod host;
+mod liveness;
 mod outputs;
+mod resume;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
 use crate::daemon::fast_path::FastPath;
+use crate::daemon::liveness::Liveness;
+use crate::daemon::resume::{Found, Keeper};
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::{Command, EngineEvent};
@@ -30,7 +34,7 @@ use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::tap::Tap;
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
-use crate::link::PortKind;
+use crate::link::{LEASE, PortKind};
 use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
@@ -59,6 +63,8 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    liveness: Liveness,
+    keeper: Keeper,
     counters: host::LoopCounters,
 }
 
@@ -67,7 +73,10 @@ pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
     let (xmpp_events, mut xmpp_inbox) = mpsc::channel(EVENT_QUEUE);
-    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events)?;
+    let (mut daemon, found) = Daemon::start(config, log, engine_events, ice_events, xmpp_events)?;
+    if let Some(found) = found {
+        daemon.resume(found).await;
+    }
     daemon.announce();
     let result = daemon.serve(&mut engine_inbox, &mut ice_inbox, &mut xmpp_inbox).await;
     // Who waits for room in these gets an error instead, and can end.
@@ -83,15 +92,26 @@ async fn wait_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
+/// The port of plain links. Where any will do, the one that peers of resumed links send to is tried first.
+fn bind_plain(wanted: u16, before: Option<u16>) -> anyhow::Result<UdpPort> {
+    if let Some(before) = before.filter(|_| wanted == 0)
+        && let Ok(port) = UdpPort::bind(PortKind::Plain, before)
+    {
+        return Ok(port);
+    }
+    UdpPort::bind(PortKind::Plain, wanted)
+        .with_context(|| format!("cannot bind UDP port {wanted}: choose another with --plain-port, or 0 for any"))
+}
+
 impl Daemon {
-    /// Opens every resource, in the order in which a failure is cheapest to report.
+    /// Opens every resource, in the order in which a failure is cheapest to report. Beside it, what a killed daemon left.
     fn start(
         config: DaemonConfig,
         log: LogControl,
         engine_events: mpsc::Sender<EngineEvent>,
         ice_events: mpsc::Sender<IceEvent>,
         xmpp_events: mpsc::Sender<XmppEvent>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Option<Found>)> {
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
@@ -101,9 +121,8 @@ impl Daemon {
         let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
             format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
         })?;
-        let plain = UdpPort::bind(PortKind::Plain, config.plain_port).with_context(|| {
-            format!("cannot bind UDP port {}: choose another with --plain-port, or 0 for any", config.plain_port)
-        })?;
+        let found = resume::find(&config, LEASE);
+        let plain = bind_plain(config.plain_port, found.as_ref().map(Found::plain_port))?;
         let ports = Arc::new(Ports { secured, plain });
         let fast_path = FastPath::start(config.fast_path, &config.tap, mac, ports.plain.local_port())?;
         let ice = IceEdge::start(
@@ -113,6 +132,7 @@ impl Daemon {
                 transmit: ports.clone(),
                 secured_port: ports.secured.local_port(),
                 plain_port: ports.plain.local_port(),
+                lease: LEASE,
             },
             ice_events,
         );
@@ -126,7 +146,8 @@ impl Daemon {
             },
             xmpp_events,
         );
-        Ok(Self {
+        let keeper = Keeper::start(&config)?;
+        let daemon = Self {
             config,
             log,
             node,
@@ -141,8 +162,11 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            liveness: Liveness::default(),
+            keeper,
             counters: host::LoopCounters::default(),
-        })
+        };
+        Ok((daemon, found))
     }
 
     /// Until a signal, or until a part of the daemon failed.
@@ -158,6 +182,7 @@ impl Daemon {
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
+            let snapshot_due = self.keeper.deadline().map(tokio::time::Instant::from_std);
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -177,11 +202,16 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
-                _ = recheck.tick() => self.fast_path.recheck(),
+                _ = recheck.tick() => {
+                    self.fast_path.recheck();
+                    self.tell_traffic();
+                }
+                () = wait_until(snapshot_due) => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
             self.fast_path.settle(&self.netlink).await;
+            self.keep_snapshot();
         }
     }
 
@@ -219,6 +249,9 @@ impl Daemon {
 
     /// Carries out a call; what it changed reaches the edges before its caller hears of it.
     async fn handle_request(&mut self, sender: Option<SocketAddr>, request: Request) -> Answer {
+        if !matches!(request, Request::GetState { .. }) {
+            self.keeper.changed();
+        }
         let answer = if let Request::SetLocalIp(local) = request {
             self.set_local(local).await
         } else if let Request::SetCallbackEndpoint { ip, port } = &request {
@@ -290,6 +323,7 @@ impl Daemon {
 
     fn stop(mut self) {
         tracing::info!("stopping");
+        self.end_snapshot(false);
         self.node.trim_all();
         self.carry_out_all();
     }

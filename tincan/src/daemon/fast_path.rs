@@ -95,6 +95,8 @@ impl FastPath {
         let Some(forwarder) = self.forwarder_mut() else { return };
         if let Output::MapPeer { uid, ip4, ip6 } = output {
             forwarder.map_peer(*uid, *ip4, *ip6);
+        } else if let Output::UnmapPeer { uid } = output {
+            forwarder.unmap_peer(*uid);
         } else if let Output::OpenLink { link, uid, role: _, protection } = output {
             open_link(forwarder, *link, *uid, protection);
         } else if let Output::SetSendTag { link, vni } = output {

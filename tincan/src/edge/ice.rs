@@ -58,6 +58,8 @@ pub struct IceConfig {
     /// Local port numbers.
     pub secured_port: u16,
     pub plain_port: u16,
+    /// How long frames hold a plain link whose checks are not answered.
+    pub lease: Duration,
 }
 
 /// The running ICE edge; it ends when this is dropped.
@@ -69,8 +71,8 @@ pub struct IceEdge {
 impl IceEdge {
     /// Starts the edge on the current tokio runtime.
     pub fn start(config: IceConfig, events: mpsc::Sender<IceEvent>) -> Self {
-        let IceConfig { tap_name, netlink, transmit, secured_port, plain_port } = config;
-        let core = Core::new(CoreConfig { tap_name, secured_port, plain_port });
+        let IceConfig { tap_name, netlink, transmit, secured_port, plain_port, lease } = config;
+        let core = Core::new(CoreConfig { tap_name, secured_port, plain_port, lease });
         Self::launch(core, Interfaces::Kernel(netlink), transmit, events)
     }
 

@@ -7,6 +7,8 @@
 //! ```
 //! The phase is never stored: it follows from what is known.
 
+mod resume;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ impl Flags {
 #[derive(Clone, Debug)]
 struct Remote {
     candidates: Vec<Candidate>,
+    /// The tag it wants in frames of a plain link.
+    vni: Option<u32>,
     given_at: Instant,
 }
 
@@ -70,6 +74,8 @@ pub(super) struct Link {
     role: Role,
     protection: LinkProtection,
     gathered: bool,
+    /// What was offered to the peer.
+    own: Vec<Candidate>,
     remote: Option<Remote>,
     /// The generation whose pair carries the link.
     generation: Option<u32>,
@@ -126,6 +132,7 @@ impl Link {
             role,
             protection,
             gathered: false,
+            own: Vec::new(),
             remote: None,
             generation: None,
             pending: None,
@@ -226,6 +233,7 @@ impl Link {
         if candidates.is_empty() {
             return Err(format!("cas holds no usable UDP candidate ({skipped} were skipped)"));
         }
+        let vni = extension.map(|extension| extension.vni);
         match (self.security, extension) {
             (Security::None, Some(Extension { vni, security: Security::None })) => {
                 outputs.push_back(Output::SetSendTag { link: self.id, vni });
@@ -242,7 +250,7 @@ impl Link {
                 ));
             }
         }
-        self.remote = Some(Remote { candidates, given_at: now });
+        self.remote = Some(Remote { candidates, vni, given_at: now });
         self.begin_checks(outputs);
         Ok(())
     }
@@ -256,13 +264,13 @@ impl Link {
         outputs: &mut VecDeque<Output>,
     ) {
         self.gathered = true;
+        self.own = candidates.to_vec();
         self.problems = problems;
         if candidates.is_empty() {
             self.problems.push("this host has no usable network address".to_owned());
         }
         let Some(own) = own else { return };
-        let extension = Extension { vni: self.receive_vni, security: self.security };
-        let data = format!("{own} {}", write_cas(candidates, Some(extension)));
+        let data = self.write_offer(own);
         self.offer = Some(data.clone());
         let (to, kind) = (self.uid, "con_resp".to_owned());
         outputs.push_back(match self.overlay {
@@ -270,6 +278,11 @@ impl Link {
             Overlay::Xmpp => Output::Signal { to, kind, data },
         });
         self.begin_checks(outputs);
+    }
+
+    fn write_offer(&self, own: Fingerprint) -> String {
+        let extension = Extension { vni: self.receive_vni, security: self.security };
+        format!("{own} {}", write_cas(&self.own, Some(extension)))
     }
 
     fn begin_checks(&mut self, outputs: &mut VecDeque<Output>) {
