@@ -17,6 +17,8 @@ use crate::snapshot::{BootTime, Snapshot};
 /// Longest file read, bytes: 4096 links have some 2 KiB each.
 const MAX_LENGTH: u64 = 64 << 20;
 const FILE_MODE: u32 = 0o600;
+/// Every permission of group and others.
+const OTHERS: u32 = 0o077;
 
 /// Where the snapshot of the daemon of a TAP is.
 #[derive(Clone, Debug)]
@@ -60,7 +62,7 @@ impl SnapshotFile {
             Err(error) => return Err(error).context("it cannot be opened"),
         };
         let metadata = file.metadata().context("it cannot be looked at")?;
-        let is_private = metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
+        let is_private = metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & OTHERS == 0;
         ensure!(metadata.is_file() && is_private, "it is not a file of this user alone (mode 0600)");
         ensure!(metadata.len() <= MAX_LENGTH, "it is longer than any daemon writes it");
         let mut text = Vec::new();

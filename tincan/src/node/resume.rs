@@ -112,7 +112,8 @@ impl Node {
         let End { candidates: own, vni: receive_vni } = own;
         let End { candidates: peer, vni: send_vni } = peer;
         let is_possible = uid != own_uid && !self.links.contains_key(&uid) && self.links.len() < MAX_LINKS;
-        if !is_possible || self.is_inner(pair.path.remote.ip()) {
+        let is_inner = peer.iter().any(|one| self.is_inner(one.addr.ip())) || self.is_inner(pair.path.remote.ip());
+        if !is_possible || is_inner {
             return;
         }
         let id = LinkId(self.next_link);

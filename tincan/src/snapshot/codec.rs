@@ -17,6 +17,8 @@ use crate::wire::uid::Uid;
 
 /// Grows with every change of the format.
 const VERSION: u64 = 1;
+/// One a second for thirty years; there must always be a later one.
+const MAX_GENERATION: u32 = 1 << 30;
 /// Longest boot id: a UUID as text.
 const MAX_BOOT_ID: usize = 64;
 
@@ -158,6 +160,9 @@ fn read_link(record: &LinkRecord) -> Result<PlainLink, SnapshotError> {
     let peer = read_end(&call.cas).ok_or_else(|| wrong("has no sound candidates of the peer"))?;
     let pair = read_pair(record).ok_or_else(|| wrong("has no sound direct path"))?;
     let (generation, reachable) = (record.generation, record.reachable);
+    if generation > MAX_GENERATION {
+        return Err(wrong("has a generation that is never reached"));
+    }
     let CreateLink { uid: _, fingerprint_text, fingerprint: _, overlay, stun: _, turn: _, security: _, cas: _ } = call;
     Ok(PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable })
 }

@@ -132,6 +132,7 @@ fn what_no_daemon_wrote_is_refused_and_never_repeated() {
         ("vni=a1b2c3", "vni=000000"),
         ("vni=000001", "vni=0"),
         ("sec=none", "sec=dtls"),
+        ("\"generation\":3", "\"generation\":4294967295"),
         ("OwnName000000001", "OwnName1"),
         ("OwnName000000001", "OwnName000000002"),
         (PEERS[1], PEERS[0]),

@@ -163,7 +163,7 @@ impl Core {
         let newest = link.generations.iter_mut().max_by_key(|generation| generation.number);
         let later = match newest.as_ref().map(|newest| newest.number) {
             None => (ours == link.local.ufrag).then_some(0),
-            Some(newest) => (newest + 1..=newest.saturating_add(MAX_AHEAD))
+            Some(newest) => (newest.saturating_add(1)..=newest.saturating_add(MAX_AHEAD))
                 .find(|number| generation_name(&link.local.ufrag, *number) == ours),
         };
         let Some(number) = later else {
