@@ -8,6 +8,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind::NotFound;
 use std::io::Write as _;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tincan_tests::controller::{LinkPlan, Node, connect};
 use tincan_tests::daemon::DaemonOptions;
+use tincan_tests::frames;
 use tincan_tests::ping::{ping, until_answered};
 use tincan_tests::topology::{Pair, Underlay};
 use tincan_tests::udp_door::{Received, UdpDoor};
@@ -24,6 +26,9 @@ use tincan_tests::wait;
 const SOON: Duration = Duration::from_secs(5);
 /// From the start of the daemon to the first ping answered.
 const RESUMED_WITHIN: Duration = Duration::from_secs(2);
+/// How long frames hold a link whose peer answers no check, and some more.
+const LEASE: Duration = Duration::from_secs(60);
+const OVER_A_MINUTE: Duration = Duration::from_secs(70);
 /// Longer than a silent peer is believed in.
 const NOTICED_AFTER: Duration = Duration::from_secs(10);
 
@@ -197,6 +202,49 @@ fn a_link_that_is_trimmed_or_secured_leaves_no_snapshot() -> Result<()> {
     bob.daemon.restart()?;
     ensure!(known(&bob)?.0 == 0 && !snapshot_of(&bob).exists(), "a secured link was kept");
     Ok(())
+}
+
+#[test]
+fn frames_of_a_dead_peer_hold_its_link_for_a_minute_and_no_longer() -> Result<()> {
+    let pair = Pair::new(Underlay::Ipv4)?;
+    let (mut alice, mut bob) = linked(&pair, &[])?;
+    bob.daemon.kill9()?;
+    let killed = Instant::now();
+    // What the kernel of a dead daemon goes on with, here by hand.
+    let snapshot = read_snapshot(&bob).context("no snapshot")?;
+    let to_alice = snapshot["links"][0]["remote_addr"].as_str().context("no address")?.to_owned();
+    let cas = snapshot["links"][0]["call"]["cas"].as_str().context("no cas")?;
+    let (_, tag) = cas.split_once("vni=").context("no tag")?;
+    let header = (u64::from(8u8) << 56) | (u64::from_str_radix(tag.get(..6).context("a short tag")?, 16)? << 8);
+    let frame = frames::udp(bob.ip4.into(), alice.ip4.into(), b"still forwarded");
+    let datagram = [&header.to_be_bytes()[..], &frame].concat();
+    let port = u16::try_from(snapshot["plain_port"].as_u64().context("no port")?)?;
+    let socket = pair.bob.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).context("the dead daemon's port"))?;
+    wait::until(OVER_A_MINUTE, "the end of the link", || {
+        let _ = socket.send_to(&datagram, &to_alice);
+        !alice.peer(&bob).is_ok_and(|peer| peer.is_online())
+    })?;
+    let held = killed.elapsed();
+    println!("held for {held:?}");
+    ensure!(held + SOON > LEASE && held < OVER_A_MINUTE, "held for {held:?}");
+    alice.door.status(SOON, &bob.uid, "offline")?;
+    Ok(())
+}
+
+#[test]
+fn a_resumed_link_is_in_the_kernel_again() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let (mut alice, mut bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
+    connect(&mut alice, &mut bob, &LinkPlan::plain())?;
+    let is_in_kernel = |node: &Node, peer: &Node| node.peer(peer).is_ok_and(|peer| peer.text("engine") == "kernel");
+    wait::until(SOON, "the kernel to take the link", || is_in_kernel(&bob, &alice) && is_in_kernel(&alice, &bob))?;
+    wait_stored(&bob)?;
+    drop(alice.door.drain()?);
+    bob.daemon.kill9()?;
+    bob.daemon.restart()?;
+    wait::until(SOON, "the kernel to take the link again", || is_in_kernel(&bob, &alice))?;
+    until_answered(&pair.alice, bob.ip4.into(), RESUMED_WITHIN)?;
+    never_offline(&mut alice, &bob)
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl Daemon {
         let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
             format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
         })?;
-        let found = resume::find(&config, LEASE);
+        let found = resume::find(&config);
         let plain = bind_plain(config.plain_port, found.as_ref().map(Found::plain_port))?;
         let ports = Arc::new(Ports { secured, plain });
         let fast_path = FastPath::start(config.fast_path, &config.tap, mac, ports.plain.local_port())?;

@@ -43,8 +43,8 @@ pub struct Resumption {
     pub pair: SelectedPair,
     /// Whether the peer was taken for being there.
     pub reachable: bool,
-    /// How long ago all this was known to be so.
-    pub age: Duration,
+    /// How long ago the peer answered a check.
+    pub silence: Duration,
 }
 
 /// What ICE tells the node.

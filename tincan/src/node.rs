@@ -183,7 +183,7 @@ impl Node {
             IceEvent::Reconnected { link: _, generation } => link.handle_reconnected(now, generation, outputs),
             IceEvent::Failed { link: _, generation } => link.handle_failed(now, generation, jitter),
             IceEvent::PeerRestarted { link: _, generation } => link.handle_peer_restarted(now, generation, outputs),
-            IceEvent::RoundTrip { link: _, rtt } => link.rtt = Some(rtt),
+            IceEvent::RoundTrip { link: _, rtt } => link.handle_round_trip(now, rtt),
         });
     }
 

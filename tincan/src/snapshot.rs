@@ -51,8 +51,10 @@ pub struct PlainLink {
     /// The ICE generation whose pair carries the link.
     pub generation: u32,
     pub pair: SelectedPair,
-    /// Whether the peer answered.
+    /// Whether the peer was taken for being there.
     pub reachable: bool,
+    /// How long ago it answered a check.
+    pub silence: Duration,
 }
 
 /// One end of a link.
@@ -107,6 +109,19 @@ impl Snapshot {
         }
         let age = now.uptime.checked_sub(self.taken.uptime).ok_or(SnapshotError::Future)?;
         if age > lease { Err(SnapshotError::Expired { age, lease }) } else { Ok(age) }
+    }
+}
+
+impl NodeSnapshot {
+    /// The same after some time: nobody forwards for a peer whose last answer is older than `lease`, however often the
+    /// daemon was started anew since.
+    #[must_use]
+    pub fn aged(mut self, age: Duration, lease: Duration) -> Self {
+        for link in &mut self.links {
+            link.silence = link.silence.saturating_add(age);
+            link.reachable &= link.silence <= lease;
+        }
+        self
     }
 }
 

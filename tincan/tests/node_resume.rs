@@ -15,7 +15,7 @@ use tincan::wire::state::{LinkState, State};
 use tincan::wire::uid::Uid;
 
 const OWN: Fingerprint = Fingerprint::Sha256([5; 32]);
-const AGE: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(2);
 const PEER_VNI: u32 = 0x0012_3456;
 
 struct NoTraffic;
@@ -126,9 +126,16 @@ fn plain() -> (Node, u32) {
     linked(Security::None, CandidateKind::Host)
 }
 
+/// What it keeps, with an age that does not depend on how long the test takes.
+fn kept(node: &Node) -> NodeSnapshot {
+    let mut snapshot = node.snapshot(Instant::now()).expect("there is a link");
+    snapshot.links[0].silence = SILENCE;
+    snapshot
+}
+
 fn resumed(snapshot: NodeSnapshot) -> (Node, Vec<Output>) {
     let mut node = Node::new(2);
-    assert_eq!(node.resume(Instant::now(), snapshot, AGE, OWN), 1);
+    assert_eq!(node.resume(Instant::now(), snapshot, OWN), 1);
     let wanted = outputs(&mut node);
     (node, wanted)
 }
@@ -147,7 +154,7 @@ fn link(node: &mut Node) -> LinkState {
 #[test]
 fn a_resumed_node_wants_what_the_calls_would_have_led_to() {
     let (before, receive_vni) = plain();
-    let (_, wanted) = resumed(before.snapshot().unwrap());
+    let (_, wanted) = resumed(kept(&before));
     let (link, seven) = (LinkId(1), uid(7));
     let ip6 = Ipv6Addr::from(0xfd50_u128 << 112 | 7);
     let resumption = Box::new(Resumption {
@@ -156,7 +163,7 @@ fn a_resumed_node_wants_what_the_calls_would_have_led_to() {
         generation: 2,
         pair: pair(CandidateKind::Host),
         reachable: true,
-        age: AGE,
+        silence: SILENCE,
     });
     let expected = [
         Output::SetSwitchMode { enabled: true },
@@ -179,9 +186,9 @@ fn a_resumed_node_wants_what_the_calls_would_have_led_to() {
 #[test]
 fn it_reports_the_link_as_before_and_keeps_the_same_snapshot() {
     let (mut before, _) = plain();
-    let snapshot = before.snapshot().unwrap();
+    let snapshot = kept(&before);
     let (mut after, _) = resumed(snapshot.clone());
-    assert_eq!(after.snapshot(), Some(snapshot));
+    assert_eq!(kept(&after), snapshot);
     let (old, new) = (link(&mut before), link(&mut after));
     assert!(old.online && new.online);
     assert_eq!((old.fingerprint, old.offer, old.phase), (new.fingerprint, new.offer, new.phase));
@@ -190,20 +197,31 @@ fn it_reports_the_link_as_before_and_keeps_the_same_snapshot() {
 }
 
 #[test]
+fn the_age_of_the_last_answer_is_kept_and_grows_until_there_is_another() {
+    let (before, _) = plain();
+    let (mut node, _) = resumed(kept(&before));
+    let later = Instant::now() + Duration::from_secs(10);
+    let silence = |node: &Node, at: Instant| node.snapshot(at).expect("there is a link").links[0].silence;
+    assert!(silence(&node, later) >= SILENCE + Duration::from_secs(10));
+    node.handle_ice(later, IceEvent::RoundTrip { link: LinkId(1), rtt: Duration::from_millis(1) });
+    assert_eq!(silence(&node, later + Duration::from_secs(1)), Duration::from_secs(1));
+}
+
+#[test]
 fn what_cannot_outlive_the_process_is_not_kept() {
-    assert_eq!(Node::new(1).snapshot(), None);
-    assert_eq!(linked(Security::Dtls, CandidateKind::Host).0.snapshot(), None);
-    assert_eq!(linked(Security::None, CandidateKind::Relayed).0.snapshot(), None);
+    assert_eq!(Node::new(1).snapshot(Instant::now()), None);
+    assert_eq!(linked(Security::Dtls, CandidateKind::Host).0.snapshot(Instant::now()), None);
+    assert_eq!(linked(Security::None, CandidateKind::Relayed).0.snapshot(Instant::now()), None);
     let (mut node, _) = plain();
     ask(&mut node, Request::TrimLink { uid: uid(7) });
-    assert_eq!(node.snapshot(), None);
+    assert_eq!(node.snapshot(Instant::now()), None);
 }
 
 #[test]
 fn a_link_that_was_silent_is_resumed_as_offline_and_tried_anew() {
     let (mut before, _) = plain();
     before.handle_ice(Instant::now(), IceEvent::Disconnected { link: LinkId(1), generation: 2 });
-    let (mut after, wanted) = resumed(before.snapshot().unwrap());
+    let (mut after, wanted) = resumed(kept(&before));
     assert!(wanted.contains(&Output::SetForwarding { link: LinkId(1), enabled: false }));
     assert_eq!(link(&mut after).phase, "offline");
     let due = after.poll_timeout().expect("it is tried anew");
@@ -215,7 +233,7 @@ fn a_link_that_was_silent_is_resumed_as_offline_and_tried_anew() {
 #[test]
 fn a_resumed_link_whose_peer_does_not_answer_goes_offline_and_comes_back() {
     let (before, _) = plain();
-    let (mut node, _) = resumed(before.snapshot().unwrap());
+    let (mut node, _) = resumed(kept(&before));
     node.handle_ice(Instant::now(), IceEvent::Disconnected { link: LinkId(1), generation: 2 });
     assert!(outputs(&mut node).contains(&Output::SetForwarding { link: LinkId(1), enabled: false }));
     node.handle_ice(Instant::now(), IceEvent::Reconnected { link: LinkId(1), generation: 2 });
@@ -225,7 +243,7 @@ fn a_resumed_link_whose_peer_does_not_answer_goes_offline_and_comes_back() {
 #[test]
 fn the_controller_may_say_the_same_again() {
     let (before, _) = plain();
-    let (mut node, _) = resumed(before.snapshot().unwrap());
+    let (mut node, _) = resumed(kept(&before));
     let again = LocalIp { ip6_text: "fd50:0::5".to_owned(), ..local() };
     assert_eq!(node.confirm_local(&again), Confirmation::Same);
     assert_eq!(state(&mut node).local.ip6, "fd50:0::5", "texts are the controller's");
@@ -240,7 +258,7 @@ fn the_controller_may_say_the_same_again() {
 #[test]
 fn the_controller_may_name_another_node_and_begins_afresh() {
     let (before, _) = plain();
-    let (mut node, _) = resumed(before.snapshot().unwrap());
+    let (mut node, _) = resumed(kept(&before));
     let other = LocalIp { uid: uid(6), ..local() };
     assert_eq!(node.confirm_local(&other), Confirmation::Other(Box::new(local())));
     node.forget_local();
@@ -252,7 +270,7 @@ fn the_controller_may_name_another_node_and_begins_afresh() {
         Output::UnmapPeer { uid: uid(7) },
     ];
     assert_eq!(wanted, expected);
-    assert!(!node.has_local() && node.snapshot().is_none());
+    assert!(!node.has_local() && node.snapshot(Instant::now()).is_none());
     node.set_local(other, OWN);
     assert_eq!(ask(&mut node, remote_ip(9, 7)), Answer::Done, "the address is free");
 }
@@ -260,12 +278,12 @@ fn the_controller_may_name_another_node_and_begins_afresh() {
 #[test]
 fn resumed_addresses_give_way_to_other_ones_once() {
     let (before, _) = plain();
-    let (mut node, _) = resumed(before.snapshot().unwrap());
+    let (mut node, _) = resumed(kept(&before));
     assert_eq!(ask(&mut node, remote_ip(7, 9)), Answer::Done);
     assert!(matches!(outputs(&mut node)[..], [Output::UnmapPeer { .. }, Output::MapPeer { .. }]));
     assert!(matches!(ask(&mut node, remote_ip(7, 10)), Answer::Kept(_)));
 
-    let (mut node, _) = resumed(before.snapshot().unwrap());
+    let (mut node, _) = resumed(kept(&before));
     assert_eq!(ask(&mut node, remote_ip(8, 7)), Answer::Done, "another peer has the address now");
     assert_eq!(outputs(&mut node)[0], Output::UnmapPeer { uid: uid(7) });
 }
@@ -273,14 +291,14 @@ fn resumed_addresses_give_way_to_other_ones_once() {
 #[test]
 fn a_path_into_the_overlay_or_a_link_to_itself_is_left_out() {
     let (before, _) = plain();
-    let snapshot = before.snapshot().unwrap();
+    let snapshot = kept(&before);
     let mut inner = snapshot.clone();
     inner.links[0].pair.path.remote = "172.16.0.77:4000".parse().unwrap();
     let mut own = snapshot;
     own.links[0].uid = uid(5);
     for snapshot in [inner, own] {
         let mut node = Node::new(2);
-        assert_eq!(node.resume(Instant::now(), snapshot, AGE, OWN), 0);
+        assert_eq!(node.resume(Instant::now(), snapshot, OWN), 0);
         assert!(!outputs(&mut node).iter().any(|output| matches!(output, Output::OpenLink { .. })));
     }
 }

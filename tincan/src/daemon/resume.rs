@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use crate::config::DaemonConfig;
 use crate::daemon::Daemon;
 use crate::edge::snapshot::{SnapshotFile, SnapshotWriter, boot_time};
+use crate::link::LEASE;
 use crate::node::{Node, Output};
 use crate::snapshot::Snapshot;
 
 /// Least pause between two writes.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Where a snapshot takes long to make, the loop spends no more than this part of its time on it.
-const SHARE: u32 = 20;
+/// Where a snapshot takes long to make (20 ms for 4096 links), the loop spends no more than this part of its time on it.
+const SHARE: u32 = 50;
 /// How often it is written although nothing changed, so that its age says when the daemon ended.
 const REFRESH: Duration = Duration::from_secs(10);
 
@@ -30,9 +31,9 @@ impl Found {
 }
 
 /// Looks for what a killed daemon left; what cannot be gone on with is removed and said.
-pub(super) fn find(config: &DaemonConfig, lease: Duration) -> Option<Found> {
+pub(super) fn find(config: &DaemonConfig) -> Option<Found> {
     let file = SnapshotFile::new(&config.state_dir, &config.tap);
-    match file.load(lease) {
+    match file.load(LEASE) {
         Ok(found) => found.map(|(snapshot, age)| Found { snapshot, age }),
         Err(error) => {
             refuse(&file, &format!("{error:#}"));
@@ -105,10 +106,10 @@ impl Keeper {
     }
 
     fn write(&mut self, node: &Node, plain_port: u16, callback: Option<SocketAddr>) {
-        match (node.snapshot(), boot_time()) {
+        match (node.snapshot(Instant::now()), boot_time()) {
             (Some(node), Ok(taken)) => {
                 self.is_stored = true;
-                self.writer.write(Snapshot { taken, plain_port, callback, node }.encode());
+                self.writer.write(Snapshot { taken, plain_port, callback, node });
             }
             (None, _) => self.forget(),
             (Some(_), Err(error)) => {
@@ -147,7 +148,7 @@ impl Daemon {
         };
         let is_allowed = |callback: &SocketAddr| callback.ip().is_loopback() || self.config.allow_remote_controller;
         self.callback = callback.filter(is_allowed);
-        let links = self.node.resume(Instant::now(), node, age, fingerprint);
+        let links = self.node.resume(Instant::now(), node.aged(age, LEASE), fingerprint);
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(links, age_ms, "plain links of the daemon before are resumed");
         self.carry_out_all();

@@ -82,7 +82,7 @@ impl SnapshotFile {
 
 /// What the writing thread is to do.
 enum Job {
-    Write(Vec<u8>),
+    Write(Box<Snapshot>),
     Remove,
 }
 
@@ -105,8 +105,8 @@ impl SnapshotWriter {
     }
 
     /// Replaces the file's content, soon.
-    pub fn write(&self, text: Vec<u8>) {
-        self.give(Job::Write(text));
+    pub fn write(&self, snapshot: Snapshot) {
+        self.give(Job::Write(Box::new(snapshot)));
     }
 
     /// Removes the file, soon.
@@ -139,7 +139,7 @@ fn run(file: &SnapshotFile, queue: &mpsc::Receiver<Job>) {
         // Only the last state counts.
         let job = queue.try_iter().last().unwrap_or(first);
         let result = match job {
-            Job::Write(text) => file.write(&text),
+            Job::Write(snapshot) => file.write(&snapshot.encode()),
             Job::Remove => file.remove(),
         };
         if let Err(error) = &result
@@ -194,8 +194,8 @@ mod tests {
         assert_eq!(file.load(MINUTE).unwrap(), None);
         let snapshot = Snapshot { taken: boot_time().unwrap(), ..crate::snapshot::tests::snapshot() };
         let writer = SnapshotWriter::start(file.clone()).unwrap();
-        writer.write(b"an older state".to_vec());
-        writer.write(snapshot.encode());
+        writer.write(crate::snapshot::tests::snapshot());
+        writer.write(snapshot.clone());
         drop(writer);
         let (loaded, age) = file.load(MINUTE).unwrap().unwrap();
         assert_eq!(loaded.node, snapshot.node);

@@ -65,6 +65,8 @@ pub(super) struct Link {
     pub(super) receive_vni: u32,
     pub(super) created_at: Instant,
     pub(super) rtt: Option<Duration>,
+    /// When the peer answered a check last.
+    pub(super) answered_at: Option<Instant>,
     pub(super) pair: Option<SelectedPair>,
     pub(super) pair_reported: bool,
     pub(super) last_sample: Option<Sample>,
@@ -124,6 +126,7 @@ impl Link {
             receive_vni,
             created_at: now,
             rtt: None,
+            answered_at: None,
             pair: None,
             pair_reported: false,
             last_sample: None,
@@ -309,6 +312,7 @@ impl Link {
         self.pending = self.pending.filter(|pending| *pending > generation);
         self.pair = Some(pair);
         self.reachable = true;
+        self.answered_at = Some(now);
         outputs.push_back(Output::SetPath { link: self.id, path: pair.path });
         self.renew_session(outputs);
         // A check of the peer carries its ICE password: for a plain link that is all the authentication there is.
@@ -360,6 +364,11 @@ impl Link {
         self.renew_session(outputs);
         self.note_online(now);
         self.plan_upgrade(now);
+    }
+
+    pub(super) fn handle_round_trip(&mut self, now: Instant, rtt: Duration) {
+        self.rtt = Some(rtt);
+        self.answered_at = Some(now);
     }
 
     pub(super) fn handle_failed(&mut self, now: Instant, generation: u32, jitter: u64) {

@@ -4,7 +4,7 @@
 //! on the paths they had, and the first checks go out at once; without an answer a link is lost as any other. What was
 //! resumed is not final: the first `set_local_ip` and `set_remote_ip` of a controller may still say otherwise.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::ice::Resumption;
 use crate::link::{LinkId, Role, Security, Traffic};
@@ -19,9 +19,9 @@ use crate::wire::uid::Uid;
 impl Node {
     /// What a later process needs to go on; `None` without a link to go on with.
     #[must_use]
-    pub fn snapshot(&self) -> Option<NodeSnapshot> {
+    pub fn snapshot(&self, now: Instant) -> Option<NodeSnapshot> {
         let local = self.local.as_ref()?.ip.clone();
-        let links: Vec<PlainLink> = self.links.values().filter_map(Link::snapshot).collect();
+        let links: Vec<PlainLink> = self.links.values().filter_map(|link| link.snapshot(now)).collect();
         if links.is_empty() {
             return None;
         }
@@ -37,9 +37,9 @@ impl Node {
         Some(NodeSnapshot { local, calls, links })
     }
 
-    /// Goes on where another process was `age` ago, after the effects of its `set_local_ip` on the host succeeded. Only for
-    /// a node without identity. Links that cannot be are left out; the number of the others.
-    pub fn resume(&mut self, now: Instant, snapshot: NodeSnapshot, age: Duration, fingerprint: Fingerprint) -> usize {
+    /// Goes on where another process was, after the effects of its `set_local_ip` on the host succeeded. Only for a node
+    /// without identity. Links that cannot be are left out; the number of the others.
+    pub fn resume(&mut self, now: Instant, snapshot: NodeSnapshot, fingerprint: Fingerprint) -> usize {
         let NodeSnapshot { local, calls, links } = snapshot;
         self.set_local(local, fingerprint);
         self.unconfirmed.local = true;
@@ -47,7 +47,7 @@ impl Node {
             self.replay(now, call);
         }
         for link in links {
-            self.resume_link(now, link, age, fingerprint);
+            self.resume_link(now, link, fingerprint);
         }
         self.links.len()
     }
@@ -106,9 +106,9 @@ impl Node {
         }
     }
 
-    fn resume_link(&mut self, now: Instant, snapshot: PlainLink, age: Duration, fingerprint: Fingerprint) {
+    fn resume_link(&mut self, now: Instant, snapshot: PlainLink, fingerprint: Fingerprint) {
         let Some(own_uid) = self.local.as_ref().map(|local| local.ip.uid) else { return };
-        let PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable } = snapshot;
+        let PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable, silence } = snapshot;
         let End { candidates: own, vni: receive_vni } = own;
         let End { candidates: peer, vni: send_vni } = peer;
         let is_possible = uid != own_uid && !self.links.contains_key(&uid) && self.links.len() < MAX_LINKS;
@@ -128,7 +128,7 @@ impl Node {
             role: if own_uid > uid { Role::Controlling } else { Role::Controlled },
             protection: LinkProtection::Plain { receive_vni },
         };
-        let resumption = Resumption { own, peer, generation, pair, reachable, age };
+        let resumption = Resumption { own, peer, generation, pair, reachable, silence };
         let link = Link::resume(now, fingerprint, parameters, resumption, send_vni, &mut self.outputs);
         self.links.insert(uid, link);
         self.uid_of_link.insert(id, uid);

@@ -11,7 +11,7 @@ use crate::ice::{SelectedPair, UFRAG_LENGTH};
 use crate::link::{CandidateKind, Path, Security};
 use crate::snapshot::{BootTime, End, NodeSnapshot, PlainLink, Snapshot, SnapshotError};
 use crate::wire::candidate::{Extension, MAX_CANDIDATES, kind_name, parse_cas, parse_kind, write_cas};
-use crate::wire::control::{parse_request, request_to_value};
+use crate::wire::control::{millis, parse_request, request_to_value};
 use crate::wire::request::{CreateLink, LocalIp, Request};
 use crate::wire::uid::Uid;
 
@@ -54,6 +54,7 @@ struct LinkRecord {
     remote_addr: SocketAddr,
     remote_kind: String,
     reachable: bool,
+    silence_ms: u64,
 }
 
 impl Snapshot {
@@ -65,7 +66,7 @@ impl Snapshot {
         let record = Record {
             version: VERSION,
             boot_id: boot_id.clone(),
-            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: millis(*uptime),
             plain_port: *plain_port,
             callback: *callback,
             local: request_to_value(&Request::SetLocalIp(local.clone())),
@@ -99,7 +100,7 @@ impl Snapshot {
 }
 
 fn write_link(link: &PlainLink) -> LinkRecord {
-    let PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable } = link;
+    let PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable, silence } = link;
     let SelectedPair { path, local_addr, local_kind, remote_addr, remote_kind } = pair;
     let call = Request::CreateLink(CreateLink {
         uid: *uid,
@@ -121,6 +122,7 @@ fn write_link(link: &PlainLink) -> LinkRecord {
         remote_addr: *remote_addr,
         remote_kind: kind_name(*remote_kind).to_owned(),
         reachable: *reachable,
+        silence_ms: millis(*silence),
     }
 }
 
@@ -159,12 +161,13 @@ fn read_link(record: &LinkRecord) -> Result<PlainLink, SnapshotError> {
     }
     let peer = read_end(&call.cas).ok_or_else(|| wrong("has no sound candidates of the peer"))?;
     let pair = read_pair(record).ok_or_else(|| wrong("has no sound direct path"))?;
-    let (generation, reachable) = (record.generation, record.reachable);
+    let (generation, reachable, silence) =
+        (record.generation, record.reachable, Duration::from_millis(record.silence_ms));
     if generation > MAX_GENERATION {
         return Err(wrong("has a generation that is never reached"));
     }
     let CreateLink { uid: _, fingerprint_text, fingerprint: _, overlay, stun: _, turn: _, security: _, cas: _ } = call;
-    Ok(PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable })
+    Ok(PlainLink { uid, fingerprint_text, overlay, own, peer, generation, pair, reachable, silence })
 }
 
 /// Candidates with the credentials of one agent, and the tag.

@@ -42,6 +42,7 @@ fn link(peer: usize, name: &str, local: &str, remote: &str) -> PlainLink {
             remote_kind: CandidateKind::PeerReflexive,
         },
         reachable: peer == 0,
+        silence: Duration::from_millis(700),
     }
 }
 
@@ -116,6 +117,15 @@ fn it_is_gone_on_with_in_the_same_boot_for_as_long_as_the_lease() {
 }
 
 #[test]
+fn a_link_is_forwarded_for_no_longer_than_the_lease_after_the_last_answer_however_often_it_is_resumed() {
+    let (mut node, lease) = (snapshot().node, Duration::from_secs(60));
+    for resumed in 1..=3 {
+        node = node.aged(Duration::from_secs(20), lease);
+        assert_eq!(node.links[0].reachable, resumed < 3, "{:?}", node.links[0].silence);
+    }
+}
+
+#[test]
 fn what_no_daemon_wrote_is_refused_and_never_repeated() {
     for (from, to, expected) in [
         ("\"version\":1", "\"version\":2", SnapshotError::Version(2)),
@@ -155,7 +165,8 @@ fn damaged_snapshots_are_refused_or_sound_and_a_node_takes_them_without_harm() {
             assert_eq!(Snapshot::decode(&read.encode()).as_ref(), Ok(&read));
             let mut node = Node::new(1);
             let links = read.node.links.len();
-            assert!(node.resume(Instant::now(), read.node, Duration::ZERO, Fingerprint::Sha256([1; 32])) <= links);
+            let node_snapshot = read.node.aged(Duration::from_secs(1), Duration::from_secs(60));
+            assert!(node.resume(Instant::now(), node_snapshot, Fingerprint::Sha256([1; 32])) <= links);
             while node.poll_output().is_some() {}
             true
         }

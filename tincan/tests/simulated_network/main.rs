@@ -150,7 +150,7 @@ fn both_ends_of_a_plain_link_may_be_killed_and_resumed_again_and_again() {
             }
             world.run_for(SECOND);
             for host in killed {
-                world.resume(*host, SECOND);
+                world.resume(*host);
             }
             assert!(world.online(killed[0], 1 - killed[0]), "seed {seed}, at once\n{}", world.flow_text());
             world.run_for(15 * SECOND);
@@ -170,7 +170,7 @@ fn a_plain_link_heals_however_long_its_daemon_was_gone_and_whatever_its_peer_tri
             world.run_for(20 * SECOND);
             world.kill(1);
             world.run_for(gone * SECOND);
-            world.resume(1, gone * SECOND);
+            world.resume(1);
             world.run_for(15 * SECOND);
             assert!(world.linked(0, 1), "seed {seed}, {gone} s\n{}", world.flow_text());
         }

@@ -210,12 +210,12 @@ impl World {
         self.note(host, "started again");
     }
 
-    /// The daemon starts again with what it knew when it was killed, `age` ago.
-    pub fn resume(&mut self, host: usize, age: Duration) {
+    /// The daemon starts again with what it knew when it was killed.
+    pub fn resume(&mut self, host: usize) {
         let fingerprint = self.hosts[host].fingerprint;
-        let snapshot = self.hosts[host].node.snapshot().expect("it has a link to resume");
+        let snapshot = self.hosts[host].node.snapshot(self.now).expect("it has a link to resume");
         let mut node = Node::new(self.random());
-        node.resume(self.now, snapshot, age, fingerprint);
+        node.resume(self.now, snapshot, fingerprint);
         self.hosts[host] = Host { node, ..self.new_host(host, fingerprint) };
         self.note(host, "resumed");
         self.settle();
@@ -415,7 +415,7 @@ impl World {
                 self.update_liveness();
             }
             IceCommand::Resume { link, port: _, role: _, resumption } => {
-                let Resumption { own, peer, generation, pair: _, reachable, age: _ } = *resumption;
+                let Resumption { own, peer, generation, pair: _, reachable, silence: _ } = *resumption;
                 let agent = Agent {
                     own_ufrag: own[0].ufrag.clone(),
                     remote_ufrag: Some(peer[0].ufrag.clone()),

@@ -53,9 +53,9 @@ impl Consent {
         Self { next_check, heard: now, answered: now, frames: None, hold, grace: now, unanswered: 0, alive: true }
     }
 
-    /// Goes on with a pair that was proven `age` ago; the first check is due at once.
-    pub fn resumed(now: Instant, age: Duration, alive: bool, hold: Duration) -> Self {
-        let answered = now.checked_sub(age).unwrap_or(now);
+    /// Goes on with a pair whose last answer is `silence` old; the first check is due at once.
+    pub fn resumed(now: Instant, silence: Duration, alive: bool, hold: Duration) -> Self {
+        let answered = now.checked_sub(silence).unwrap_or(now);
         Self { next_check: now, answered, alive, grace: now + SILENCE, ..Self::new(now, 0, hold) }
     }
 

@@ -12,7 +12,7 @@ use crate::wire::fingerprint::Fingerprint;
 
 impl Link {
     /// What a later process needs to go on with this link; `None` when there is nothing it could go on with.
-    pub(in crate::node) fn snapshot(&self) -> Option<PlainLink> {
+    pub(in crate::node) fn snapshot(&self, now: Instant) -> Option<PlainLink> {
         let is_lasting = self.security == Security::None && self.ended.is_none() && !self.relayed();
         let pair = self.pair.filter(|_| is_lasting)?;
         let Remote { candidates, vni, given_at: _ } = self.remote.as_ref()?;
@@ -30,10 +30,11 @@ impl Link {
             generation: self.generation?,
             pair,
             reachable: self.reachable,
+            silence: now.saturating_duration_since(self.answered_at?),
         })
     }
 
-    /// Goes on where `resumption` says that the process before was, `age` ago.
+    /// Goes on where `resumption` says that the process before was.
     pub(in crate::node) fn resume(
         now: Instant,
         fingerprint: Fingerprint,
@@ -42,7 +43,7 @@ impl Link {
         send_vni: u32,
         outputs: &mut VecDeque<Output>,
     ) -> Self {
-        let Resumption { own, peer, generation, pair, reachable, age: _ } = &resumption;
+        let Resumption { own, peer, generation, pair, reachable, silence } = &resumption;
         let mut link = Self::new(now, parameters);
         link.gathered = true;
         link.own.clone_from(own);
@@ -52,6 +53,7 @@ impl Link {
         link.pair = Some(*pair);
         link.authenticated = true;
         link.reachable = *reachable;
+        link.answered_at = now.checked_sub(*silence).or(Some(now));
         link.first_online = Some(now);
         link.retry_at = (!reachable).then_some(now + RESTART_AFTER);
         let (id, path) = (link.id, pair.path);

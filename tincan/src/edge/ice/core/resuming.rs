@@ -17,7 +17,7 @@ use crate::wire::candidate::Candidate;
 impl Core {
     /// Goes on with a link of another process. One that cannot be is told as silent.
     pub(super) fn resume(&mut self, now: Instant, id: LinkId, port: PortKind, role: Role, resumption: Resumption) {
-        let Resumption { own, peer, generation: number, pair, reachable, age } = resumption;
+        let Resumption { own, peer, generation: number, pair, reachable, silence } = resumption;
         let (Some(local), Some(remote)) = (credentials(&own), credentials(&peer)) else {
             self.event(IceEvent::Disconnected { link: id, generation: number });
             return;
@@ -27,7 +27,7 @@ impl Core {
             return;
         }
         self.next_agent += 1;
-        let consent = Consent::resumed(now, age, reachable, hold(port, self.config.lease));
+        let consent = Consent::resumed(now, silence, reachable, hold(port, self.config.lease));
         let generation = Generation::new(now, AgentId(self.next_agent), number, role, &local, &remote);
         self.names.insert(local.ufrag.clone(), id);
         let is_reflexive = |candidate: &&Candidate| candidate.kind == CandidateKind::ServerReflexive;

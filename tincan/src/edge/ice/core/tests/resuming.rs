@@ -4,7 +4,7 @@ use super::*;
 use crate::ice::Resumption;
 
 /// What a snapshot has of a side.
-fn resumption(world: &World, side: usize, age: Duration) -> Resumption {
+fn resumption(world: &World, side: usize, silence: Duration) -> Resumption {
     let (generation, pair) = *world.selected(side).last().unwrap();
     Resumption {
         own: world.sides[side].candidates.clone(),
@@ -12,7 +12,7 @@ fn resumption(world: &World, side: usize, age: Duration) -> Resumption {
         generation,
         pair,
         reachable: true,
-        age,
+        silence,
     }
 }
 
@@ -66,16 +66,16 @@ fn both_sides_may_be_killed_at_once() {
 
 #[test]
 fn a_resumed_link_whose_peer_is_gone_is_lost_as_any_other() {
-    for age in [1, 29, 60] {
+    for silence in [1, 29, 60] {
         let mut world = World::connected(13);
-        let kept = resumption(&world, 0, Duration::from_secs(age));
+        let kept = resumption(&world, 0, Duration::from_secs(silence));
         kill(&mut world, 0);
         world.is_cut = true;
         resume(&mut world, 0, kept);
         let resumed_at = world.now;
         world.run(Duration::from_secs(60));
         let lost = world.when(0, is_lost).expect("it is told") - resumed_at;
-        assert_eq!(lost.as_secs(), 5, "{age} s old");
+        assert_eq!(lost.as_secs(), 5, "{silence} s");
     }
 }
 
