@@ -186,6 +186,15 @@ impl Node {
         Ok(self.daemon.call("counters", &json!({}))?[name].as_u64().unwrap_or_default())
     }
 
+    /// Waits until a counter of the daemon has reached `least`.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn wait_counter(&self, name: &str, least: u64, deadline: Duration) -> Result<()> {
+        let reached = || self.counter(name).is_ok_and(|now| now >= least);
+        wait::until(deadline, &format!("{name} to reach {least}"), reached)
+    }
+
     /// Waits until the link to `peer` is online.
     pub fn wait_online(&self, peer: &Self, deadline: Duration) -> Result<Peer> {
         let online = || self.peer(peer).ok().filter(Peer::is_online);
