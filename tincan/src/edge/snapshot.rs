@@ -47,12 +47,15 @@ impl SnapshotFile {
         Ok(Some((snapshot, age)))
     }
 
-    /// Removes the file, if it is there.
+    /// Removes the file, and one that a killed daemon did not get to the end of.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        remove(&self.fresh())?;
+        remove(&self.path)
+    }
+
+    /// Where the next content is written before it replaces the file.
+    fn fresh(&self) -> PathBuf {
+        self.path.with_extension("json.new")
     }
 
     fn read(&self) -> anyhow::Result<Option<Vec<u8>>> {
@@ -71,12 +74,20 @@ impl SnapshotFile {
     }
 
     fn write(&self, text: &[u8]) -> io::Result<()> {
-        let fresh = self.path.with_extension("json.new");
-        // One that a killed daemon left may have any mode.
-        drop(fs::remove_file(&fresh));
+        let fresh = self.fresh();
+        // One that is there already may have any mode.
+        remove(&fresh)?;
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&fresh)?;
         file.write_all(text)?;
         fs::rename(&fresh, &self.path)
+    }
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -202,10 +213,12 @@ mod tests {
         assert!(age < MINUTE);
         assert_eq!(fs::metadata(file.path()).unwrap().permissions().mode() & 0o777, FILE_MODE);
         assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1, "nothing else is left behind");
+        fs::write(file.fresh(), b"half of a").unwrap();
         let writer = SnapshotWriter::start(file.clone()).unwrap();
         writer.remove();
         drop(writer);
         assert_eq!(file.load(MINUTE).unwrap(), None);
+        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0, "nothing at all is left behind");
     }
 
     #[test]
