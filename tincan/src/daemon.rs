@@ -5,9 +5,11 @@
 
 mod fast_path;
 mod host;
+mod liveness;
 mod merging;
 mod merging_veth;
 mod outputs;
+mod resume;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +22,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
 use crate::daemon::fast_path::FastPath;
+use crate::daemon::host::PortWish;
+use crate::daemon::liveness::Liveness;
+use crate::daemon::resume::{Found, Keeper};
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::Ports;
 use crate::dataplane::{Command, EngineEvent};
@@ -32,6 +37,7 @@ use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::tap::Tap;
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
+use crate::link::LEASE;
 use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
@@ -60,6 +66,8 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    liveness: Liveness,
+    keeper: Keeper,
     counters: host::LoopCounters,
 }
 
@@ -68,7 +76,10 @@ pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
     let (xmpp_events, mut xmpp_inbox) = mpsc::channel(EVENT_QUEUE);
-    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events).await?;
+    let (mut daemon, found) = Daemon::start(config, log, engine_events, ice_events, xmpp_events).await?;
+    if let Some(found) = found {
+        daemon.resume(found).await;
+    }
     daemon.announce();
     let result = daemon.serve(&mut engine_inbox, &mut ice_inbox, &mut xmpp_inbox).await;
     // Who waits for room in these gets an error instead, and can end.
@@ -85,23 +96,25 @@ async fn wait_until(deadline: Option<tokio::time::Instant>) {
 }
 
 impl Daemon {
-    /// Opens every resource, in the order in which a failure is cheapest to report.
+    /// Opens every resource, in the order in which a failure is cheapest to report. Beside it, what a killed daemon left.
     async fn start(
         config: DaemonConfig,
         log: LogControl,
         engine_events: mpsc::Sender<EngineEvent>,
         ice_events: mpsc::Sender<IceEvent>,
         xmpp_events: mpsc::Sender<XmppEvent>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Option<Found>)> {
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
         let netlink = Netlink::new()?;
         let tap = Tap::create(&config.tap)?;
         let mac = tap.mac();
-        let mut fast_path = FastPath::start(config.fast_path, &netlink, &config.tap, mac, config.plain_port).await?;
+        let found = resume::find(&config);
+        let wish = PortWish { fixed: config.plain_port, before: found.as_ref().map(Found::plain_port) };
+        let mut fast_path = FastPath::start(config.fast_path, &netlink, &config.tap, mac, wish).await?;
         let held = fast_path.held_port();
-        let ports = host::bind_ports(&config, held).map(Arc::new)?;
+        let ports = host::bind_ports(&config, wish, held).map(Arc::new)?;
         let socket = ports.plain.local_port();
         fast_path.open(&netlink, socket).await;
         let ice = IceEdge::start(
@@ -112,6 +125,7 @@ impl Daemon {
                 secured_port: ports.secured.local_port(),
                 plain_port: held.unwrap_or(socket),
                 direct_plain_port: held.and(Some(socket)),
+                lease: LEASE,
             },
             ice_events,
         );
@@ -125,7 +139,8 @@ impl Daemon {
             },
             xmpp_events,
         );
-        Ok(Self {
+        let keeper = Keeper::start(&config)?;
+        let daemon = Self {
             config,
             log,
             node,
@@ -140,8 +155,11 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            liveness: Liveness::default(),
+            keeper,
             counters: host::LoopCounters::default(),
-        })
+        };
+        Ok((daemon, found))
     }
 
     /// Until a signal, or until a part of the daemon failed.
@@ -157,6 +175,7 @@ impl Daemon {
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
+            let snapshot_due = self.keeper.deadline().map(tokio::time::Instant::from_std);
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -176,11 +195,16 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
-                _ = recheck.tick() => self.fast_path.recheck(&self.netlink).await,
+                _ = recheck.tick() => {
+                    self.fast_path.recheck(&self.netlink).await;
+                    self.tell_traffic();
+                }
+                () = wait_until(snapshot_due) => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
             self.fast_path.settle(&self.netlink).await;
+            self.keep_snapshot();
         }
     }
 
@@ -218,6 +242,9 @@ impl Daemon {
 
     /// Carries out a call; what it changed reaches the edges before its caller hears of it.
     async fn handle_request(&mut self, sender: Option<SocketAddr>, request: Request) -> Answer {
+        if !matches!(request, Request::GetState { .. }) {
+            self.keeper.changed();
+        }
         let answer = if let Request::SetLocalIp(local) = request {
             self.set_local(local).await
         } else if let Request::SetCallbackEndpoint { ip, port } = &request {
@@ -289,6 +316,7 @@ impl Daemon {
 
     async fn stop(mut self) {
         tracing::info!("stopping");
+        self.end_snapshot(false);
         self.node.trim_all();
         self.carry_out_all();
         self.fast_path.stop(&self.netlink).await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 
 use crate::config;
+use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
 use crate::dataplane::kernel::forwarder::Forwarder;
@@ -46,21 +47,20 @@ pub(super) struct Attached {
 }
 
 impl FastPath {
-    /// Loads the kernel programs as the option says; only `on` makes a refusal an error. `plain_port` is the operator's
-    /// wish, 0 for any.
+    /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
     pub(super) async fn start(
         wanted: config::FastPath,
         netlink: &Netlink,
         tap: &str,
         tap_mac: [u8; 6],
-        plain_port: u16,
+        wish: PortWish,
     ) -> anyhow::Result<Self> {
         if wanted == config::FastPath::Off {
             return Ok(Self::Off);
         }
         match attach(tap, tap_mac) {
             Ok(mut forwarder) => {
-                let merging = Merging::start(netlink, &mut forwarder, tap, plain_port).await;
+                let merging = Merging::start(netlink, &mut forwarder, tap, wish).await;
                 let merging = merging.map_err(|error| {
                     tracing::info!("plain frames arrive unmerged: {error:#}");
                     format!("{error:#}")
@@ -157,6 +157,8 @@ impl FastPath {
         let Some(forwarder) = self.forwarder_mut() else { return };
         if let Output::MapPeer { uid, ip4, ip6 } = output {
             forwarder.map_peer(*uid, *ip4, *ip6);
+        } else if let Output::UnmapPeer { uid } = output {
+            forwarder.unmap_peer(*uid);
         } else if let Output::OpenLink { link, uid, role: _, protection } = output {
             open_link(forwarder, *link, *uid, protection);
         } else if let Output::SetSendTag { link, vni } = output {

@@ -6,6 +6,7 @@
 
 use anyhow::{Context, anyhow, bail};
 
+use crate::daemon::host::PortWish;
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::edge::netlink::Netlink;
 use crate::edge::netlink::devices::UpError;
@@ -33,26 +34,31 @@ pub(super) struct Merging {
 }
 
 impl Merging {
-    /// Takes `wanted` (0: any) for the plain port; an error says why frames will arrive unmerged.
+    /// Takes a plain port as wished; an error says why frames will arrive unmerged.
     pub(super) async fn start(
         netlink: &Netlink,
         forwarder: &mut Forwarder,
         tap: &str,
-        wanted: u16,
+        wish: PortWish,
     ) -> anyhow::Result<Self> {
         let device = device_name(tap, ENDING);
         if let Some(left) = netlink.own_device(&device, tap).await? {
             tracing::info!(device, "removing the device an earlier daemon left");
             netlink.remove_device(left.index).await?;
         }
+        let mut favourite = wish.favourite();
         for _ in 0..TRIES {
-            let port = if wanted == 0 { random_port()? } else { wanted };
+            let port = match (wish.fixed, favourite.take()) {
+                (0, Some(favourite)) => favourite,
+                (0, None) => random_port()?,
+                (fixed, _) => fixed,
+            };
             let (device, tap) = (device.clone(), tap.to_owned());
             let mut merging = Self { device, tap, port, index: 0, state: Ok(()) };
             match merging.make(netlink, forwarder).await {
                 Ok(()) => return Ok(merging),
-                Err(UpError::PortTaken) if wanted == 0 => {}
-                Err(UpError::PortTaken) => bail!("UDP port {wanted} is taken"),
+                Err(UpError::PortTaken) if wish.fixed == 0 => {}
+                Err(UpError::PortTaken) => bail!("UDP port {port} is taken"),
                 Err(UpError::Other(error)) => return Err(error),
             }
         }

@@ -132,6 +132,14 @@ impl Forwarder {
         self.due.extend(self.by_uid.get(&uid));
     }
 
+    /// A peer has no inner addresses any more; a link to it goes on in user space.
+    pub fn unmap_peer(&mut self, uid: Uid) {
+        self.peers.remove(&uid);
+        if let Some(link) = self.by_uid.get(&uid).copied() {
+            self.withdraw(link);
+        }
+    }
+
     /// A plain link exists. Beyond the number of slots links stay in user space.
     pub fn add_link(&mut self, link: LinkId, uid: Uid, receive_tag: u32) {
         let Some(slot) = self.free_slots.pop() else { return };

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::ice::SelectedPair;
-use crate::link::{CandidateKind, Path, PortKind, Role};
+use crate::link::{CandidateKind, LEASE, Path, PortKind, Role};
 use crate::wire::candidate::Candidate;
 
 const LINK: LinkId = LinkId(7);
@@ -124,6 +124,7 @@ impl Peer {
             secured_port: SECURED_PORT,
             plain_port: PLAIN_PORT,
             direct_plain_port: None,
+            lease: LEASE,
         };
         let edge = Arc::new(IceEdge::launch(Core::new(config), Interfaces::Fixed(hosts), port, events));
         state.edges.push(Some(Arc::clone(&edge)));

@@ -92,9 +92,9 @@ fn first_fragment(packet: &[u8]) -> Vec<u8> {
 fn later_fragment(packet: &[u8]) -> Vec<u8> {
     let mut packet = first_fragment(packet);
     if packet[12..14] == [0x08, 0x00] {
-        packet[21] = 9
+        packet[21] = 9;
     } else {
-        packet[57] = 9
+        packet[57] = 9;
     }
     packet
 }

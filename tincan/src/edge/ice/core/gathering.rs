@@ -161,6 +161,6 @@ fn reachable(hosts: &[HostAddress], servers: &[SocketAddr]) -> Vec<SocketAddr> {
 
 /// Any 64 bits do: roles are fixed, so no conflict is ever decided by it. Taken from the name, which is random and
 /// public anyway.
-fn tie_breaker(local: &Credentials) -> u64 {
+pub(super) fn tie_breaker(local: &Credentials) -> u64 {
     local.ufrag.bytes().fold(0u64, |mixed, byte| mixed.rotate_left(5) ^ u64::from(byte))
 }
