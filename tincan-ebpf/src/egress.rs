@@ -11,6 +11,7 @@ use tincan_common::frame::{self, ETHERNET_LEN, HEADER_LEN};
 use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, TCP, UDP, UDP_LEN};
 use tincan_common::kernel_verdict::KernelVerdict;
 
+use crate::packet::Bytes as _;
 use crate::{maps, packet};
 
 /// What stands between the outer IP header and the inner Ethernet header, and that header.
@@ -28,13 +29,13 @@ const COMMON_FLAGS: u64 =
 pub fn forward(context: &TcContext) -> Result<i32, KernelVerdict> {
     let settings = maps::settings().ok_or(KernelVerdict::UpUnrouted)?;
     let facts = packet::Facts::of(context);
-    if !packet::make_readable(context, ETHERNET_LEN + IPV4_LEN) {
+    if !context.make_readable(ETHERNET_LEN + IPV4_LEN) {
         return Err(KernelVerdict::UpUnrouted);
     }
-    let ethernet: [u8; ETHERNET_LEN] = packet::read(context, 0).ok_or(KernelVerdict::UpUnrouted)?;
+    let ethernet: [u8; ETHERNET_LEN] = context.read(0).ok_or(KernelVerdict::UpUnrouted)?;
     let (sender, protocol, ip_len) = match [ethernet[12], ethernet[13]] {
         IPV4 => {
-            let header = packet::read(context, ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
+            let header = context.read(ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
             let ip = inner::ipv4(&header).ok_or(KernelVerdict::UpUnrouted)?;
             if inner::is_group4(ip.destination) {
                 return Err(KernelVerdict::UpUnrouted);
@@ -43,10 +44,10 @@ pub fn forward(context: &TcContext) -> Result<i32, KernelVerdict> {
             (sender, ip.protocol, IPV4_LEN)
         }
         IPV6 => {
-            if !packet::make_readable(context, ETHERNET_LEN + IPV6_LEN) {
+            if !context.make_readable(ETHERNET_LEN + IPV6_LEN) {
                 return Err(KernelVerdict::UpUnrouted);
             }
-            let header = packet::read(context, ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
+            let header = context.read(ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
             let ip = inner::ipv6(&header).ok_or(KernelVerdict::UpUnrouted)?;
             if inner::is_group6(&ip.destination) {
                 return Err(KernelVerdict::UpUnrouted);
@@ -96,10 +97,10 @@ fn segment_len(context: &TcContext, ip_len: usize, segment: u32) -> Result<u32, 
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 fn read_data_offset<const TCP_AT: usize>(context: &TcContext) -> Option<u8> {
     const OFFSET: usize = 12;
-    if !packet::make_readable(context, TCP_AT + OFFSET + 1) {
+    if !context.make_readable(TCP_AT + OFFSET + 1) {
         return None;
     }
-    packet::read::<1>(context, TCP_AT + OFFSET).map(|[byte]| byte)
+    context.read::<1>(TCP_AT + OFFSET).map(|[byte]| byte)
 }
 
 /// Writes the outer headers. On an error before the frame was touched it can still go up.

@@ -112,7 +112,7 @@ impl Daemon {
         let mac = tap.mac();
         let found = resume::find(&config);
         let wish = PortWish { fixed: config.plain_port, before: found.as_ref().map(Found::plain_port) };
-        let mut fast_path = FastPath::start(config.fast_path, &netlink, &config.tap, mac, wish).await?;
+        let mut fast_path = FastPath::start(&config, &netlink, mac, wish).await?;
         let held = fast_path.held_port();
         let ports = host::bind_ports(&config, wish, held).map(Arc::new)?;
         let socket = ports.plain.local_port();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 
-use crate::config;
+use crate::config::{self, DaemonConfig, XdpUse};
 use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
@@ -49,16 +49,16 @@ pub(super) struct Attached {
 impl FastPath {
     /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
     pub(super) async fn start(
-        wanted: config::FastPath,
+        config: &DaemonConfig,
         netlink: &Netlink,
-        tap: &str,
         tap_mac: [u8; 6],
         wish: PortWish,
     ) -> anyhow::Result<Self> {
+        let (wanted, tap) = (config.fast_path, &config.tap);
         if wanted == config::FastPath::Off {
             return Ok(Self::Off);
         }
-        match attach(tap, tap_mac) {
+        match attach(tap, tap_mac, config.xdp) {
             Ok(mut forwarder) => {
                 let merging = Merging::start(netlink, &mut forwarder, tap, wish).await;
                 let merging = merging.map_err(|error| {
@@ -66,7 +66,7 @@ impl FastPath {
                     format!("{error:#}")
                 });
                 let (veth, mark) = (MergingVeth::new(tap), random_mark()?);
-                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.to_owned(), merging, veth, mark })))
+                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.clone(), merging, veth, mark })))
             }
             Err(error) if wanted == config::FastPath::On => {
                 Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
@@ -238,8 +238,13 @@ fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &Lin
     }
 }
 
-fn attach(tap: &str, tap_mac: [u8; 6]) -> anyhow::Result<Forwarder> {
+fn attach(tap: &str, tap_mac: [u8; 6], xdp: XdpUse) -> anyhow::Result<Forwarder> {
     let mut engine = KernelEngine::load()?;
+    if xdp == XdpUse::Native
+        && let Err(error) = engine.work_in_driver()
+    {
+        tracing::warn!("frames are not taken in the drivers: {error:#}");
+    }
     engine.attach_tap(tap)?;
     Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac))
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use tincan_common::entries::{
@@ -20,6 +20,8 @@ use tincan_common::entries::{
     Sender, Settings, TRAFFIC, VERDICTS,
 };
 use tincan_common::kernel_verdict::KernelVerdict;
+
+use crate::edge::ethtool;
 
 /// The program on the TAP's egress.
 const TAP_EGRESS: &str = "tap_egress";
@@ -30,8 +32,12 @@ const PORT_INGRESS: &str = "port_ingress";
 const PORT_EGRESS: &str = "port_egress";
 /// The program on the ingress of helper devices.
 const CHECKED_INGRESS: &str = "checked_ingress";
+/// The program in the uplinks' drivers, and the one that takes its frames.
+const UPLINK_XDP: &str = "uplink_xdp";
+const STRIPPED_INGRESS: &str = "stripped_ingress";
 
-const PROGRAMS: [&str; 5] = [TAP_EGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS, CHECKED_INGRESS];
+/// Those for TC.
+const PROGRAMS: [&str; 6] = [TAP_EGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS, CHECKED_INGRESS, STRIPPED_INGRESS];
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
@@ -47,6 +53,8 @@ pub struct KernelEngine {
     verdicts: PerCpuArray<MapData, u64>,
     own_addresses: HashMap<MapData, Address, u8>,
     uplinks: BTreeSet<u32>,
+    /// Uplinks get a program in their driver too.
+    in_driver: bool,
 }
 
 /// What the kernel says about one loaded program.
@@ -78,8 +86,20 @@ impl KernelEngine {
         let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
         let own_addresses = HashMap::try_from(map(OWN_ADDRESSES)?).context("map own_addresses")?;
-        let uplinks = BTreeSet::new();
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, uplinks })
+        let (uplinks, in_driver) = (BTreeSet::new(), false);
+        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, uplinks, in_driver })
+    }
+
+    /// From now on uplinks also get a program in their driver (native XDP), which takes datagrams before GRO.
+    pub fn work_in_driver(&mut self) -> anyhow::Result<()> {
+        self.xdp()?.load().map_err(|error| failure::explain(error, "load the driver's program"))?;
+        self.in_driver = true;
+        Ok(())
+    }
+
+    fn xdp(&mut self) -> anyhow::Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(UPLINK_XDP);
+        Ok(program.with_context(|| format!("the object has no program {UPLINK_XDP}"))?.try_into()?)
     }
 
     /// Attaches `tap_egress` behind the other programs of this interface (TCX, Linux 6.6).
@@ -93,12 +113,28 @@ impl KernelEngine {
             return Ok(());
         }
         let name = interface_name(index)?;
+        if self.in_driver {
+            self.attach(STRIPPED_INGRESS, &name, TcAttachType::Ingress)?;
+            if let Err(error) = self.attach_to_driver(index, &name) {
+                tracing::warn!("frames are not taken in the driver: {error:#}");
+            }
+        }
         // In this order: what the first does not carry, the second hands to the socket.
         self.attach(UPLINK_INGRESS, &name, TcAttachType::Ingress)?;
         self.attach(PORT_INGRESS, &name, TcAttachType::Ingress)?;
         self.attach(PORT_EGRESS, &name, TcAttachType::Egress)?;
         self.uplinks.insert(index);
         Ok(())
+    }
+
+    /// Never over another program, which is left where it is.
+    fn attach_to_driver(&mut self, index: u32, name: &str) -> anyhow::Result<()> {
+        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {name}");
+        // Attaching a program switches some drivers' GRO off.
+        let merges = ethtool::merges(name)?;
+        let attached = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
+        attached.map_err(|error| failure::explain(error, &format!("attach to the driver of {name} (--xdp native)")))?;
+        if merges { ethtool::set_merging(name, true) } else { Ok(()) }
     }
 
     /// Attaches the guard to a helper device, which must be down until then.
@@ -180,7 +216,7 @@ impl KernelEngine {
         KernelVerdict::ALL.into_iter().map(read).collect()
     }
 
-    /// The size of each loaded program as the verifier and the compiler of this kernel saw it.
+    /// The size of each program that is loaded as the verifier and the compiler of this kernel saw it.
     pub fn reports(&self) -> anyhow::Result<Vec<ProgramReport>> {
         let report = |(name, program): (&str, &aya::programs::Program)| {
             let info: ProgramInfo = program.info().with_context(|| format!("ask the kernel about {name}"))?;
@@ -190,7 +226,7 @@ impl KernelEngine {
                 machine_code_bytes: info.size_jitted(),
             })
         };
-        self.ebpf.programs().map(report).collect()
+        self.ebpf.programs().filter(|(_, program)| program.fd().is_ok()).map(report).collect()
     }
 }
 
