@@ -1,7 +1,7 @@
 //! Access to a frame and its facts: the one place that turns packet offsets into pointers.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use core::ptr;
 
@@ -59,15 +59,6 @@ pub fn read<const N: usize>(context: &TcContext, offset: usize) -> Option<[u8; N
     // SAFETY: the kernel guarantees that data..data_end is readable, and start..start + N was just checked to lie
     // inside it. A byte array has no alignment and every bit pattern is valid.
     Some(unsafe { *(start as *const [u8; N]) })
-}
-
-/// Two random bytes.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a helper's call")]
-pub fn random() -> [u8; 2] {
-    // SAFETY: a helper without arguments.
-    let [first, second, ..] = unsafe { bpf_get_prandom_u32() }.to_ne_bytes();
-    [first, second]
 }
 
 /// Sends the frame out of an interface, to the neighbour its outer IP header asks for.

@@ -6,6 +6,7 @@
 mod fast_path;
 mod host;
 mod outputs;
+mod underlay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
 use crate::daemon::fast_path::FastPath;
+use crate::daemon::underlay::Underlay;
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::{Command, EngineEvent};
@@ -59,6 +61,7 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    underlay: Underlay,
     counters: host::LoopCounters,
 }
 
@@ -141,6 +144,7 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            underlay: Underlay::default(),
             counters: host::LoopCounters::default(),
         })
     }
@@ -154,7 +158,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
-        let mut recheck = tokio::time::interval(fast_path::RECHECK);
+        let mut recheck = tokio::time::interval(underlay::RECHECK);
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
@@ -177,11 +181,13 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
-                _ = recheck.tick() => self.fast_path.recheck(),
+                _ = recheck.tick() => self.underlay.recheck(),
+                // More than fit in one go; other inputs had their turn.
+                () = std::future::ready(()), if self.underlay.is_due() => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
-            self.fast_path.settle(&self.netlink).await;
+            self.settle_underlay().await;
         }
     }
 

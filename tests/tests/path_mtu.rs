@@ -1,0 +1,184 @@
+//! Plain links over a path whose MTU shrinks under traffic: senders hear of it, and nothing disappears.
+//!
+//! ```text
+//!   alice ipop - eth0 --------- switch --------- eth0 - ipop bob          both eth0 are narrowed
+//!   alice ipop - eth0 --- router === mid === router --- eth0 - ipop bob   the link `mid` is narrowed
+//! ```
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tincan_tests::controller::{LinkPlan, Node, connect};
+use tincan_tests::daemon::DaemonOptions;
+use tincan_tests::netns::Namespace;
+use tincan_tests::ping::{ping, ping_whole};
+use tincan_tests::topology::{Pair, Routed, Underlay};
+use tincan_tests::traffic::TcpStreaming;
+use tincan_tests::wait;
+
+/// How long TCP and pings may suffer from a cut.
+const RECOVERY: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The TAP's, so large that the cuts matter.
+const MTU: usize = 1450;
+/// What TCP must still bring after a cut.
+const MORE: u64 = 8 << 20;
+
+/// Which engine forwards, as `get_state` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Kernel,
+    User,
+}
+
+/// A network whose MTU can be cut: its hosts, and the interfaces at both ends of the link that is narrowed.
+struct Network {
+    hosts: [Namespace; 2],
+    narrowed: [(Namespace, &'static str); 2],
+    is_ipv4: bool,
+    _kept: Kept,
+}
+
+/// What ends with the test.
+#[expect(dead_code, reason = "held for its namespaces")]
+enum Kept {
+    Pair(Pair),
+    Routed(Routed),
+}
+
+impl Network {
+    fn switched(underlay: Underlay) -> Result<Self> {
+        let pair = Pair::new(underlay)?;
+        let hosts = [pair.alice.clone(), pair.bob.clone()];
+        let narrowed = hosts.clone().map(|host| (host, "eth0"));
+        Ok(Self { hosts, narrowed, is_ipv4: underlay == Underlay::Ipv4, _kept: Kept::Pair(pair) })
+    }
+
+    fn routed(underlay: Underlay) -> Result<Self> {
+        let routed = Routed::new(underlay)?;
+        let hosts = [routed.alice.clone(), routed.bob.clone()];
+        let narrowed = [routed.alice_router.clone(), routed.bob_router.clone()].map(|router| (router, "mid"));
+        Ok(Self { hosts, narrowed, is_ipv4: underlay == Underlay::Ipv4, _kept: Kept::Routed(routed) })
+    }
+
+    fn narrow(&self, mtu: usize) -> Result<()> {
+        for (namespace, interface) in &self.narrowed {
+            namespace.exec(&format!("ip link set {interface} mtu {mtu}"))?;
+        }
+        Ok(())
+    }
+
+    /// Two nodes with a plain link over it.
+    fn link(&self, engine: Engine) -> Result<[Node; 2]> {
+        let fast_path = if engine == Engine::Kernel { "on" } else { "off" };
+        let more = ["--mtu", "1450", "--fast-path", fast_path].map(str::to_owned).to_vec();
+        let options = DaemonOptions { more, ..DaemonOptions::default() };
+        let [alice, bob] = &self.hosts;
+        let (mut alice, mut bob) = (Node::start_with(alice, 1, &options)?, Node::start_with(bob, 2, &options)?);
+        connect(&mut alice, &mut bob, &LinkPlan::plain())?;
+        let name = if engine == Engine::Kernel { "kernel" } else { "user" };
+        for (node, peer) in [(&alice, &bob), (&bob, &alice)] {
+            wait::until(RECOVERY, name, || node.peer(peer).is_ok_and(|peer| peer.text("engine") == name))?;
+        }
+        Ok([alice, bob])
+    }
+
+    /// Longest inner packet that crosses an underlay of `mtu` bytes in one piece, as senders are to hear of it: Ethernet,
+    /// frame header, UDP and outer IP stand around it, and IPv6 knows no MTU below 1280.
+    fn inner_mtu(&self, mtu: usize, target: IpAddr) -> usize {
+        let fits = mtu - if self.is_ipv4 { 50 } else { 70 };
+        if target.is_ipv4() { fits } else { fits.max(1280) }
+    }
+}
+
+/// The MTU of the path to `target`, where routers or the daemon have told the host one.
+fn learnt_mtu(host: &Namespace, target: IpAddr) -> Result<Option<usize>> {
+    let route = host.exec(&format!("ip route get {target}"))?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "mtu");
+    words.nth(1).map(|mtu| mtu.parse().with_context(|| route.clone())).transpose()
+}
+
+/// TCP and pings, inner IPv4 and IPv6, while the underlay's MTU is cut twice.
+fn survive_cuts(network: &Network, engine: Engine) -> Result<()> {
+    let [alice, bob] = network.link(engine)?;
+    let [host, far] = &network.hosts;
+    let targets = [IpAddr::from(bob.ip4), bob.ip6.into()];
+    let streams = targets.map(|target| TcpStreaming::start(host, far, target));
+    let [stream4, stream6] = streams;
+    let streams = [stream4?, stream6?];
+    for stream in &streams {
+        stream.wait_received(MORE, RECOVERY).context("before any cut")?;
+    }
+    for mtu in [1400, 1280] {
+        network.narrow(mtu)?;
+        for (target, stream) in targets.into_iter().zip(&streams) {
+            let expected = network.inner_mtu(mtu, target);
+            hears(host, target, expected).with_context(|| format!("cut to {mtu}"))?;
+            stream.wait_received(MORE, RECOVERY).with_context(|| format!("{target} after the cut to {mtu}"))?;
+            wait::until(RECOVERY, "a ping as long as the path takes", || {
+                ping_whole(host, target, expected, PATIENCE).is_ok_and(|report| report.lost == 0)
+            })
+            .with_context(|| format!("{expected} bytes to {target}"))?;
+            // The first may be lost: the far end hears of the cut by what it sends.
+            wait::until(RECOVERY, "long pings without a loss", || {
+                let report = ping(host, target, 20, Duration::from_millis(2), &[0x5a; 4000]);
+                report.is_ok_and(|report| report.lost == 0)
+            })
+            .with_context(|| format!("4000 bytes to {target} after the cut to {mtu}"))?;
+        }
+    }
+    ensure!(alice.counter("too_big")? > 0, "nobody was told");
+    Ok(())
+}
+
+/// A ping that must not be fragmented is refused with the new MTU.
+fn hears(host: &Namespace, target: IpAddr, expected: usize) -> Result<()> {
+    let mut heard = None;
+    wait::until(RECOVERY, "a ping to be told the path's MTU", || {
+        let report = ping_whole(host, target, MTU, Duration::from_millis(100));
+        heard = learnt_mtu(host, target).ok().flatten();
+        report.is_ok_and(|report| report.lost == 1) && heard == Some(expected)
+    })
+    .with_context(|| format!("the host heard of {heard:?} to {target}, not of {expected}"))
+}
+
+#[test]
+fn the_kernel_engine_survives_a_narrowed_uplink_over_ipv4() -> Result<()> {
+    survive_cuts(&Network::switched(Underlay::Ipv4)?, Engine::Kernel)
+}
+
+#[test]
+fn the_kernel_engine_survives_a_narrowed_uplink_over_ipv6() -> Result<()> {
+    survive_cuts(&Network::switched(Underlay::Ipv6)?, Engine::Kernel)
+}
+
+#[test]
+fn the_kernel_engine_survives_a_narrow_link_between_routers_over_ipv4() -> Result<()> {
+    survive_cuts(&Network::routed(Underlay::Ipv4)?, Engine::Kernel)
+}
+
+#[test]
+fn the_kernel_engine_survives_a_narrow_link_between_routers_over_ipv6() -> Result<()> {
+    survive_cuts(&Network::routed(Underlay::Ipv6)?, Engine::Kernel)
+}
+
+#[test]
+fn user_space_survives_a_narrowed_uplink_over_ipv4() -> Result<()> {
+    survive_cuts(&Network::switched(Underlay::Ipv4)?, Engine::User)
+}
+
+#[test]
+fn user_space_survives_a_narrowed_uplink_over_ipv6() -> Result<()> {
+    survive_cuts(&Network::switched(Underlay::Ipv6)?, Engine::User)
+}
+
+#[test]
+fn user_space_survives_a_narrow_link_between_routers_over_ipv4() -> Result<()> {
+    survive_cuts(&Network::routed(Underlay::Ipv4)?, Engine::User)
+}
+
+#[test]
+fn user_space_survives_a_narrow_link_between_routers_over_ipv6() -> Result<()> {
+    survive_cuts(&Network::routed(Underlay::Ipv6)?, Engine::User)
+}
