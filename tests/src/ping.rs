@@ -78,12 +78,7 @@ pub fn ping_once(namespace: &Namespace, target: IpAddr, patience: Duration) -> R
 }
 
 /// One request in an IP packet of `packet_len` bytes that must not be fragmented, answered within `patience` or lost.
-pub fn ping_whole(
-    namespace: &Namespace,
-    target: IpAddr,
-    packet_len: usize,
-    patience: Duration,
-) -> Result<PingReport> {
+pub fn ping_whole(namespace: &Namespace, target: IpAddr, packet_len: usize, patience: Duration) -> Result<PingReport> {
     let headers = HEADER + if target.is_ipv4() { 20 } else { 40 };
     let payload = vec![0x5a; packet_len.checked_sub(headers).context("no room for the headers")?];
     Pinger::open(namespace, target, &payload, Fragments::Forbidden)?.once(patience)

@@ -13,7 +13,7 @@ use tincan_tests::controller::{LinkPlan, Node, connect};
 use tincan_tests::daemon::DaemonOptions;
 use tincan_tests::netns::Namespace;
 use tincan_tests::ping::{ping, ping_whole};
-use tincan_tests::topology::{Pair, Routed, Underlay};
+use tincan_tests::topology::{Lan, Pair, Routed, Underlay};
 use tincan_tests::traffic::TcpStreaming;
 use tincan_tests::wait;
 
@@ -35,31 +35,30 @@ enum Engine {
 /// A network whose MTU can be cut: its hosts, and the interfaces at both ends of the link that is narrowed.
 struct Network {
     hosts: [Namespace; 2],
+    /// Bob's address of the underlay where routers tell alice's host of cuts.
+    behind_routers: Option<IpAddr>,
     narrowed: [(Namespace, &'static str); 2],
     is_ipv4: bool,
-    _kept: Kept,
-}
-
-/// What ends with the test.
-#[expect(dead_code, reason = "held for its namespaces")]
-enum Kept {
-    Pair(Pair),
-    Routed(Routed),
+    /// Held for its namespace.
+    _lan: Option<Lan>,
 }
 
 impl Network {
     fn switched(underlay: Underlay) -> Result<Self> {
-        let pair = Pair::new(underlay)?;
-        let hosts = [pair.alice.clone(), pair.bob.clone()];
+        let Pair { alice, bob, lan, alice_cable: _, bob_cable: _ } = Pair::new(underlay)?;
+        let hosts = [alice, bob];
         let narrowed = hosts.clone().map(|host| (host, "eth0"));
-        Ok(Self { hosts, narrowed, is_ipv4: underlay == Underlay::Ipv4, _kept: Kept::Pair(pair) })
+        let is_ipv4 = underlay == Underlay::Ipv4;
+        Ok(Self { hosts, behind_routers: None, narrowed, is_ipv4, _lan: Some(lan) })
     }
 
     fn routed(underlay: Underlay) -> Result<Self> {
-        let routed = Routed::new(underlay)?;
-        let hosts = [routed.alice.clone(), routed.bob.clone()];
-        let narrowed = [routed.alice_router.clone(), routed.bob_router.clone()].map(|router| (router, "mid"));
-        Ok(Self { hosts, narrowed, is_ipv4: underlay == Underlay::Ipv4, _kept: Kept::Routed(routed) })
+        let Routed { alice, bob, alice_router, bob_router } = Routed::new(underlay)?;
+        let narrowed = [(alice_router, "mid"), (bob_router, "mid")];
+        let is_ipv4 = underlay == Underlay::Ipv4;
+        let of_bob = if is_ipv4 { "198.51.100.1" } else { "2001:db8:2::1" };
+        let behind_routers = Some(of_bob.parse().context("bob's address")?);
+        Ok(Self { hosts: [alice, bob], behind_routers, narrowed, is_ipv4, _lan: None })
     }
 
     fn narrow(&self, mtu: usize) -> Result<()> {
@@ -104,14 +103,17 @@ fn survive_cuts(network: &Network, engine: Engine) -> Result<()> {
     let [alice, bob] = network.link(engine)?;
     let [host, far] = &network.hosts;
     let targets = [IpAddr::from(bob.ip4), bob.ip6.into()];
-    let streams = targets.map(|target| TcpStreaming::start(host, far, target));
-    let [stream4, stream6] = streams;
-    let streams = [stream4?, stream6?];
+    let streams = targets.iter().map(|target| TcpStreaming::start(host, far, *target));
+    let streams = streams.collect::<Result<Vec<_>>>()?;
     for stream in &streams {
         stream.wait_received(MORE, RECOVERY).context("before any cut")?;
     }
     for mtu in [1400, 1280] {
         network.narrow(mtu)?;
+        if let Some(bob) = network.behind_routers {
+            let heard = || learnt_mtu(host, bob).is_ok_and(|heard| heard == Some(mtu));
+            wait::until(RECOVERY, "the host to hear of its routers", heard)?;
+        }
         for (target, stream) in targets.into_iter().zip(&streams) {
             let expected = network.inner_mtu(mtu, target);
             hears(host, target, expected).with_context(|| format!("cut to {mtu}"))?;

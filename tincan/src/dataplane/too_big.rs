@@ -3,11 +3,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tincan_common::frame::{ETHERNET_LEN, HEADER_LEN};
-use tincan_common::inner::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, UDP_LEN, ipv4_checksum, is_group4, is_group6};
+use tincan_common::frame::ETHERNET_LEN;
+use tincan_common::inner::{IPV4, IPV4_LEN, IPV6, IPV6_LEN, ipv4_checksum, is_group4, is_group6};
 
 use crate::dataplane::checksum::{fold, pseudo_header, set_word, sum, word};
 
+/// Outer headers in front of the inner Ethernet frame, without Ethernet: IP, UDP and the frame header.
+const OVERHEAD_IPV4: u32 = 20 + 8 + 8;
+const OVERHEAD_IPV6: u32 = 40 + 8 + 8;
 /// Smallest MTU that may be announced (RFC 1191 section 3); below it IPv4 frames are carried in pieces.
 const LEAST_MTU_IPV4: usize = 68;
 /// The same for IPv6: its hosts send packets of this length whatever they are told (RFC 8201 section 4).
@@ -38,8 +41,6 @@ mod protocol {
 /// Longest inner frame of a plain link, bytes, on a path that takes IP packets of `mtu` bytes.
 #[must_use]
 pub fn longest_frame(mtu: u32, is_ipv4: bool) -> u32 {
-    const OVERHEAD_IPV4: u32 = (IPV4_LEN + UDP_LEN + HEADER_LEN) as u32;
-    const OVERHEAD_IPV6: u32 = (IPV6_LEN + UDP_LEN + HEADER_LEN) as u32;
     mtu.saturating_sub(if is_ipv4 { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 })
 }
 
@@ -81,13 +82,14 @@ fn is_answered_ipv4(packet: &[u8]) -> bool {
     let source = Ipv4Addr::new(s0, s1, s2, s3);
     // Class E, which no host has, ends in the broadcast address.
     let is_nobody = s0 == 0 || source.is_loopback() || s0 >= 224;
-    let is_first = word(header, 6) & 0x1fff == 0;
-    let is_error = header[9] == protocol::ICMP && packet.get(header_len).is_none_or(is_error_ipv4);
+    // The offset is behind three flags.
+    let is_first = word(header, 6) << 3 == 0;
+    let is_error = header[9] == protocol::ICMP && packet.get(header_len).is_none_or(|kind| is_error_ipv4(*kind));
     header[6] & DONT_FRAGMENT != 0 && is_first && !is_nobody && !is_group4([d0, d1, d2, d3]) && !is_error
 }
 
 /// Destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 1122 section 3.2.2).
-fn is_error_ipv4(kind: &u8) -> bool {
+fn is_error_ipv4(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 5 | 11 | 12)
 }
 

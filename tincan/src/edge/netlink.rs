@@ -277,9 +277,7 @@ mod tests {
             bring_up(&netlink, "v0").await;
             bring_up(&netlink, "v1").await;
             let index = netlink.find("v0").await.unwrap().unwrap().header.index;
-            for (address, remote, prefix) in
-                [("192.0.2.1", "198.51.100.1", 24), ("2001:db8::1", "2001:db8:1::1", 64)]
-            {
+            for (address, remote, prefix) in [("192.0.2.1", "198.51.100.1", 24), ("2001:db8::1", "2001:db8:1::1", 64)] {
                 let (address, remote): (IpAddr, IpAddr) = (address.parse().unwrap(), remote.parse().unwrap());
                 netlink.add_address(index, address, prefix).await.unwrap();
                 for (device, route, expected) in [(1500, 1400, 1400), (1300, 1400, 1300), (1500, 1280, 1280)] {
