@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::panic;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -73,12 +73,14 @@ fn tcp_send_and_compare(client: &Namespace, address: SocketAddr, payload: &[u8])
     Ok(())
 }
 
-/// A TCP connection whose one end never stops sending, until it is dropped.
+/// A TCP connection whose one end sends all the time, but for pauses, until it is dropped.
 #[derive(Debug)]
 pub struct TcpStreaming {
     received: Arc<AtomicU64>,
+    paused: Arc<AtomicBool>,
     ends: [TcpStream; 2],
-    threads: Vec<JoinHandle<()>>,
+    /// The sender first.
+    threads: [Option<JoinHandle<()>>; 2],
 }
 
 impl TcpStreaming {
@@ -92,11 +94,15 @@ impl TcpStreaming {
         let (mut far, _) = listener.accept().context("accepting")?;
         let again = |end: &TcpStream| end.try_clone().context("a second handle of a connection");
         let ends = [again(&near)?, again(&far)?];
-        let received = Arc::new(AtomicU64::new(0));
-        let counter = received.clone();
+        let (received, paused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counter, waits) = (received.clone(), paused.clone());
         let sending = thread::spawn(move || {
             let chunk = noise(1 << 16, 1);
-            while near.write_all(&chunk).is_ok() {}
+            while near.write_all(&chunk).is_ok() {
+                while waits.load(Ordering::Relaxed) {
+                    thread::park();
+                }
+            }
         });
         let receiving = thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];
@@ -104,12 +110,25 @@ impl TcpStreaming {
                 counter.fetch_add(length as u64, Ordering::Relaxed);
             }
         });
-        Ok(Self { received, ends, threads: vec![sending, receiving] })
+        Ok(Self { received, paused, ends, threads: [Some(sending), Some(receiving)] })
     }
 
     /// Bytes that arrived.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Sends no more than is under way, until told to resume.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends again.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+        if let [Some(sender), _] = &self.threads {
+            sender.thread().unpark();
+        }
     }
 
     /// Waits until `more` bytes than by now have arrived.
@@ -128,7 +147,8 @@ impl Drop for TcpStreaming {
             // Fails where the other end closed it already.
             let _ = end.shutdown(Shutdown::Both);
         }
-        for thread in self.threads.drain(..) {
+        self.resume();
+        for thread in self.threads.iter_mut().filter_map(Option::take) {
             thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         }
     }

@@ -108,41 +108,56 @@ fn survive_cuts(network: &Network, engine: Engine) -> Result<()> {
     for stream in &streams {
         stream.wait_received(MORE, RECOVERY).context("before any cut")?;
     }
+    // What the host takes for the path's MTU; longer packets it would not even try.
+    let mut longest = targets.map(|target| network.inner_mtu(1500, target).min(MTU));
     for mtu in [1400, 1280] {
         network.narrow(mtu)?;
-        if let Some(bob) = network.behind_routers {
-            let heard = || learnt_mtu(host, bob).is_ok_and(|heard| heard == Some(mtu));
-            wait::until(RECOVERY, "the host to hear of its routers", heard)?;
+        for stream in &streams {
+            stream.wait_received(MORE, RECOVERY).with_context(|| format!("after the cut to {mtu}"))?;
+            // Bursts of user space are fragmented by routers; a ping alone is not.
+            stream.pause();
         }
-        for (target, stream) in targets.into_iter().zip(&streams) {
+        for (target, longest) in targets.into_iter().zip(&mut longest) {
             let expected = network.inner_mtu(mtu, target);
-            hears(host, target, expected).with_context(|| format!("cut to {mtu}"))?;
-            stream.wait_received(MORE, RECOVERY).with_context(|| format!("{target} after the cut to {mtu}"))?;
-            wait::until(RECOVERY, "a ping as long as the path takes", || {
-                ping_whole(host, target, expected, PATIENCE).is_ok_and(|report| report.lost == 0)
-            })
-            .with_context(|| format!("{expected} bytes to {target}"))?;
-            // The first may be lost: the far end hears of the cut by what it sends.
-            wait::until(RECOVERY, "long pings without a loss", || {
-                let report = ping(host, target, 20, Duration::from_millis(2), &[0x5a; 4000]);
-                report.is_ok_and(|report| report.lost == 0)
-            })
-            .with_context(|| format!("4000 bytes to {target} after the cut to {mtu}"))?;
+            hears(host, target, *longest, expected).with_context(|| format!("cut to {mtu}"))?;
+            *longest = expected;
+        }
+        if let Some(bob) = network.behind_routers {
+            ensure!(learnt_mtu(host, bob)? == Some(mtu), "the host did not hear of its routers");
+        }
+        for (target, expected) in targets.into_iter().zip(longest) {
+            passes(host, target, expected).with_context(|| format!("{target} after the cut to {mtu}"))?;
+        }
+        for stream in &streams {
+            stream.resume();
+            stream.wait_received(MORE, RECOVERY).with_context(|| format!("in packets for {mtu} bytes"))?;
         }
     }
     ensure!(alice.counter("too_big")? > 0, "nobody was told");
     Ok(())
 }
 
-/// A ping that must not be fragmented is refused with the new MTU.
-fn hears(host: &Namespace, target: IpAddr, expected: usize) -> Result<()> {
+/// Pings of `length` bytes that must not be fragmented are refused with the new MTU.
+fn hears(host: &Namespace, target: IpAddr, length: usize, expected: usize) -> Result<()> {
     let mut heard = None;
     wait::until(RECOVERY, "a ping to be told the path's MTU", || {
-        let report = ping_whole(host, target, MTU, Duration::from_millis(100));
+        let report = ping_whole(host, target, length, Duration::from_millis(100));
         heard = learnt_mtu(host, target).ok().flatten();
-        report.is_ok_and(|report| report.lost == 1) && heard == Some(expected)
+        heard == Some(expected) && report.is_ok_and(|report| report.lost == 1)
     })
     .with_context(|| format!("the host heard of {heard:?} to {target}, not of {expected}"))
+}
+
+/// Pings as long as the path takes pass whole, longer ones in fragments.
+fn passes(host: &Namespace, target: IpAddr, longest: usize) -> Result<()> {
+    wait::until(RECOVERY, "a ping as long as the path takes", || {
+        ping_whole(host, target, longest, PATIENCE).is_ok_and(|report| report.lost == 0)
+    })?;
+    // The first may be lost: the far end hears of the cut by what it sends.
+    wait::until(RECOVERY, "long pings without a loss", || {
+        let report = ping(host, target, 20, Duration::from_millis(2), &[0x5a; 4000]);
+        report.is_ok_and(|report| report.lost == 0)
+    })
 }
 
 #[test]

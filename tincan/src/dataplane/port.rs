@@ -275,9 +275,9 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
 
 /// The crate's view of the socket; making it sets options, of which the path-MTU ones are not wanted here.
 ///
-/// The kernel fragments what it knows not to fit, and believes routers that say so (it would not with PROBE, INTERFACE and
-/// OMIT). With WANT the other IPv4 packets must not be fragmented by routers, so that there is something to say: that is
-/// how the MTU of a plain link's path becomes known, whichever engine carries it. IPv6 routers never fragment.
+/// The kernel fragments what it knows not to fit, and believes routers that tell it so (with PROBE, INTERFACE and OMIT it
+/// would not). For an IPv4 router to have something to tell, packets must say "don't fragment": with WANT those do that fit
+/// and are no bursts, which is enough for the MTU of a plain link's path to become known whoever carries the link.
 fn open_state(socket: &Socket, kind: PortKind, dual_stack: bool) -> io::Result<UdpSocketState> {
     let state = UdpSocketState::new(socket.into())?;
     let discovery = match kind {
