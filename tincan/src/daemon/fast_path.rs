@@ -1,9 +1,18 @@
 //! The kernel engine as the daemon has it: there, switched off, or refused with a reason.
 
+use std::collections::BTreeSet;
+
+use anyhow::anyhow;
+
 use crate::config;
-use crate::dataplane::kernel::KernelEngine;
+use crate::daemon::host::PortWish;
+use crate::daemon::merging::Merging;
+use crate::daemon::merging_veth::MergingVeth;
 use crate::dataplane::kernel::forwarder::Forwarder;
+use crate::dataplane::kernel::{KernelEngine, interface_name};
 use crate::dataplane::table::Local;
+use crate::edge::ethtool;
+use crate::edge::netlink::Netlink;
 use crate::link::{LinkId, UnderlayRoute};
 use crate::node::{LinkProtection, Output};
 use crate::wire::uid::Uid;
@@ -11,26 +20,46 @@ use crate::wire::uid::Uid;
 /// Whether kernel programs are loaded, and why not.
 pub(super) enum FastPath {
     /// Attached to the TAP; detached when dropped.
-    Attached(Box<Forwarder>),
+    Attached(Box<Attached>),
     /// The operator switched it off.
     Off,
     /// Asked for, but this host does not allow it.
     Unavailable(String),
 }
 
+/// The programs, and the device that merges for them.
+pub(super) struct Attached {
+    forwarder: Forwarder,
+    tap: String,
+    /// Merging, or why there is none.
+    merging: Result<Merging, String>,
+    veth: MergingVeth,
+    /// Mark of packets that were checked and go through a helper device; never 0.
+    mark: u32,
+}
+
 impl FastPath {
     /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
-    pub(super) fn start(
+    pub(super) async fn start(
         wanted: config::FastPath,
+        netlink: &Netlink,
         tap: &str,
         tap_mac: [u8; 6],
-        plain_port: u16,
+        wish: PortWish,
     ) -> anyhow::Result<Self> {
         if wanted == config::FastPath::Off {
             return Ok(Self::Off);
         }
-        match attach(tap, tap_mac, plain_port) {
-            Ok(forwarder) => Ok(Self::Attached(Box::new(forwarder))),
+        match attach(tap, tap_mac) {
+            Ok(mut forwarder) => {
+                let merging = Merging::start(netlink, &mut forwarder, tap, wish).await;
+                let merging = merging.map_err(|error| {
+                    tracing::info!("plain frames arrive unmerged: {error:#}");
+                    format!("{error:#}")
+                });
+                let (veth, mark) = (MergingVeth::new(tap), random_mark()?);
+                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.to_owned(), merging, veth, mark })))
+            }
             Err(error) if wanted == config::FastPath::On => {
                 Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
             }
@@ -44,7 +73,10 @@ impl FastPath {
     /// One phrase for the log and `status`.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Attached(_) => "attached".to_owned(),
+            Self::Attached(attached) => match &attached.merging {
+                Ok(merging) => format!("attached, {}", merging.describe()),
+                Err(reason) => format!("attached, not merging on receive: {reason}"),
+            },
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
         }
@@ -53,14 +85,46 @@ impl FastPath {
     /// The part that forwards.
     pub(super) fn forwarder(&self) -> Option<&Forwarder> {
         match self {
-            Self::Attached(forwarder) => Some(forwarder),
+            Self::Attached(attached) => Some(&attached.forwarder),
             Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// The plain port that the VXLAN device holds, if it does: then the socket needs another.
+    pub(super) fn held_port(&self) -> Option<u16> {
+        match self {
+            Self::Attached(attached) => attached.merging.as_ref().ok().map(|merging| merging.port),
+            Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// Tells the programs about the ports and the underlay: from then on datagrams for the plain port reach `socket`.
+    pub(super) async fn open(&mut self, netlink: &Netlink, socket: u16) {
+        let held = self.held_port();
+        let Self::Attached(attached) = self else { return };
+        if let Err(error) = attached.forwarder.set_ports(held.unwrap_or(socket), socket, attached.mark) {
+            tracing::warn!("the kernel engine took no settings, user space carries everything: {error:#}");
+        }
+        attached.tend(netlink).await;
+    }
+
+    /// Removes what is not gone with the programs.
+    pub(super) async fn stop(&self, netlink: &Netlink) {
+        let Self::Attached(attached) = self else { return };
+        let device = match &attached.merging {
+            Ok(merging) => merging.stop(netlink).await,
+            Err(_) => Ok(()),
+        };
+        for removed in [device, attached.veth.stop(netlink).await] {
+            if let Err(error) = removed {
+                tracing::warn!("{error:#}");
+            }
         }
     }
 
     fn forwarder_mut(&mut self) -> Option<&mut Forwarder> {
         match self {
-            Self::Attached(forwarder) => Some(forwarder),
+            Self::Attached(attached) => Some(&mut attached.forwarder),
             Self::Off | Self::Unavailable(_) => None,
         }
     }
@@ -85,6 +149,8 @@ impl FastPath {
         let Some(forwarder) = self.forwarder_mut() else { return };
         if let Output::MapPeer { uid, ip4, ip6 } = output {
             forwarder.map_peer(*uid, *ip4, *ip6);
+        } else if let Output::UnmapPeer { uid } = output {
+            forwarder.unmap_peer(*uid);
         } else if let Output::OpenLink { link, uid, role: _, protection } = output {
             open_link(forwarder, *link, *uid, protection);
         } else if let Output::SetSendTag { link, vni } = output {
@@ -109,6 +175,53 @@ impl FastPath {
             forwarder.settle(link, route);
         }
     }
+
+    /// Looks at the underlay's interfaces again; the links' routes are `Underlay`'s to ask for.
+    pub(super) async fn recheck(&mut self, netlink: &Netlink) {
+        if let Self::Attached(attached) = self {
+            attached.tend(netlink).await;
+        }
+    }
+}
+
+impl Attached {
+    /// The programs are where they belong, and the helper devices are well.
+    async fn tend(&mut self, netlink: &Netlink) {
+        if let Ok(merging) = &mut self.merging {
+            merging.mend(netlink, &mut self.forwarder).await;
+        }
+        let uplinks = match netlink.ethernet_uplinks(&self.tap).await {
+            Ok(uplinks) => uplinks,
+            Err(error) => {
+                tracing::warn!("cannot look at the underlay: {error:#}");
+                return;
+            }
+        };
+        let is_translated = self.merging.is_ok();
+        if is_translated && let Err(error) = self.forwarder.set_uplinks(&uplinks) {
+            tracing::warn!("peers may not reach the plain port on every interface: {error:#}");
+        }
+        let is_awake = self.merging.as_ref().is_ok_and(Merging::is_awake);
+        let unmerged: BTreeSet<u32> = uplinks.into_keys().filter(|index| !is_awake || !uplink_merges(*index)).collect();
+        let merger = if unmerged.is_empty() { None } else { self.veth.ready(netlink, &mut self.forwarder).await };
+        self.forwarder.set_merger(merger.map(|near| (near, unmerged)));
+    }
+}
+
+/// Whether an interface runs GRO; one that cannot be asked counts as if.
+fn uplink_merges(index: u32) -> bool {
+    let name = interface_name(index);
+    name.and_then(|name| ethtool::merges(&name)).unwrap_or_else(|error| {
+        tracing::debug!(index, "GRO is taken to be on: {error:#}");
+        true
+    })
+}
+
+/// Any odd number.
+fn random_mark() -> anyhow::Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("the kernel gives no random numbers: {error}"))?;
+    Ok(u32::from_ne_bytes(bytes) | 1)
 }
 
 fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &LinkProtection) {
@@ -118,8 +231,8 @@ fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &Lin
     }
 }
 
-fn attach(tap: &str, tap_mac: [u8; 6], plain_port: u16) -> anyhow::Result<Forwarder> {
+fn attach(tap: &str, tap_mac: [u8; 6]) -> anyhow::Result<Forwarder> {
     let mut engine = KernelEngine::load()?;
     engine.attach_tap(tap)?;
-    Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac, plain_port))
+    Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac))
 }

@@ -16,7 +16,8 @@ use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use tincan_common::entries::{
-    self, Address, FLOWS, Flow, ROUTES4, ROUTES6, RawTraffic, Receiver, SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
+    self, Address, FLOWS, Flow, MAX_OWN_ADDRESSES, OWN_ADDRESSES, ROUTES4, ROUTES6, RawTraffic, Receiver, SETTINGS,
+    Sender, Settings, TRAFFIC, VERDICTS,
 };
 use tincan_common::kernel_verdict::KernelVerdict;
 
@@ -24,6 +25,13 @@ use tincan_common::kernel_verdict::KernelVerdict;
 const TAP_EGRESS: &str = "tap_egress";
 /// The program on the uplinks' ingress.
 const UPLINK_INGRESS: &str = "uplink_ingress";
+/// The programs on the uplinks that translate the plain port.
+const PORT_INGRESS: &str = "port_ingress";
+const PORT_EGRESS: &str = "port_egress";
+/// The program on the ingress of helper devices.
+const CHECKED_INGRESS: &str = "checked_ingress";
+
+const PROGRAMS: [&str; 5] = [TAP_EGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS, CHECKED_INGRESS];
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
@@ -37,6 +45,7 @@ pub struct KernelEngine {
     flows: HashMap<MapData, [u8; Flow::SIZE], [u8; Receiver::SIZE]>,
     traffic: PerCpuArray<MapData, RawTraffic>,
     verdicts: PerCpuArray<MapData, u64>,
+    own_addresses: HashMap<MapData, Address, u8>,
     uplinks: BTreeSet<u32>,
 }
 
@@ -58,7 +67,7 @@ impl KernelEngine {
             bail!("built without the kernel engine: run `cargo xtask setup` and build again");
         };
         let mut ebpf = EbpfLoader::new().load(object).map_err(|error| failure::explain(error, "load the maps"))?;
-        for name in [TAP_EGRESS, UPLINK_INGRESS] {
+        for name in PROGRAMS {
             program(&mut ebpf, name)?.load().map_err(|error| failure::explain(error, "load the programs"))?;
         }
         let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -68,7 +77,9 @@ impl KernelEngine {
         let flows = HashMap::try_from(map(FLOWS)?).context("map flows")?;
         let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, uplinks: BTreeSet::new() })
+        let own_addresses = HashMap::try_from(map(OWN_ADDRESSES)?).context("map own_addresses")?;
+        let uplinks = BTreeSet::new();
+        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, uplinks })
     }
 
     /// Attaches `tap_egress` behind the other programs of this interface (TCX, Linux 6.6).
@@ -76,18 +87,23 @@ impl KernelEngine {
         self.attach(TAP_EGRESS, interface, TcAttachType::Egress)
     }
 
-    /// Attaches `uplink_ingress` to an interface by its index; once is enough.
+    /// Attaches what belongs on an uplink to an interface by its index; once is enough.
     pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
         if self.uplinks.contains(&index) {
             return Ok(());
         }
-        let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
-        let name = name.into_string().context("an interface's name that is no text")?;
-        // The crate takes the null pointer of a missing interface for an empty name.
-        ensure!(!name.is_empty(), "no interface with index {index}");
+        let name = interface_name(index)?;
+        // In this order: what the first does not carry, the second hands to the socket.
         self.attach(UPLINK_INGRESS, &name, TcAttachType::Ingress)?;
+        self.attach(PORT_INGRESS, &name, TcAttachType::Ingress)?;
+        self.attach(PORT_EGRESS, &name, TcAttachType::Egress)?;
         self.uplinks.insert(index);
         Ok(())
+    }
+
+    /// Attaches the guard to a helper device, which must be down until then.
+    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
+        self.attach(CHECKED_INGRESS, &interface_name(index)?, TcAttachType::Ingress)
     }
 
     fn attach(&mut self, name: &str, interface: &str, side: TcAttachType) -> anyhow::Result<()> {
@@ -117,6 +133,20 @@ impl KernelEngine {
     /// The same for IPv6.
     pub fn set_route6(&mut self, destination: Address, sender: &Sender) -> anyhow::Result<()> {
         self.routes6.insert(destination, sender.to_bytes(), 0).context("write an IPv6 route")
+    }
+
+    /// The host's own addresses on the underlay, at most [`MAX_OWN_ADDRESSES`]; those of before are forgotten.
+    pub fn set_own_addresses(&mut self, wanted: &BTreeSet<Address>) -> anyhow::Result<()> {
+        let before: BTreeSet<Address> =
+            self.own_addresses.keys().collect::<Result<_, _>>().context("list addresses")?;
+        for gone in before.difference(wanted) {
+            self.own_addresses.remove(gone).context("remove an own address")?;
+        }
+        let room = (MAX_OWN_ADDRESSES as usize).saturating_sub(before.intersection(wanted).count());
+        for new in wanted.difference(&before).take(room) {
+            self.own_addresses.insert(new, 1, 0).context("write an own address")?;
+        }
+        Ok(())
     }
 
     /// Takes entries back; those that are not there are no error.
@@ -170,6 +200,15 @@ fn address(ip: std::net::IpAddr) -> Address {
         std::net::IpAddr::V4(ip) => entries::mapped(ip.octets()),
         std::net::IpAddr::V6(ip) => ip.octets(),
     }
+}
+
+/// The name an interface has now.
+pub fn interface_name(index: u32) -> anyhow::Result<String> {
+    let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
+    let name = name.into_string().context("an interface's name that is no text")?;
+    // The crate takes the null pointer of a missing interface for an empty name.
+    ensure!(!name.is_empty(), "no interface with index {index}");
+    Ok(name)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {

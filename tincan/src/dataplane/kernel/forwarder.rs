@@ -5,7 +5,7 @@
 //! user space with the next frame.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, ensure};
 use tincan_common::entries::{Flow, MAX_SLOTS, Receiver, Sender, Settings};
@@ -23,6 +23,7 @@ struct Installed {
     destination4: [u8; 4],
     destination6: [u8; 16],
     flow: Flow,
+    receiver: Receiver,
     sender: Sender,
 }
 
@@ -50,13 +51,15 @@ pub struct Forwarder {
     free_slots: Vec<u32>,
     /// Links about which something changed.
     due: BTreeSet<LinkId>,
+    /// The near end of the merging veth, and the uplinks that do not merge themselves.
+    merger: Option<(u32, BTreeSet<u32>)>,
 }
 
 impl Forwarder {
     /// With programs that are attached to the TAP already.
     #[must_use]
-    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6], plain_port: u16) -> Self {
-        let settings = Settings { tap_index, tap_mac, plain_port: plain_port.to_be_bytes(), ..Settings::default() };
+    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6]) -> Self {
+        let settings = Settings { tap_index, tap_mac, ..Settings::default() };
         Self {
             engine,
             settings,
@@ -66,7 +69,37 @@ impl Forwarder {
             by_uid: HashMap::new(),
             free_slots: (0..MAX_SLOTS).rev().collect(),
             due: BTreeSet::new(),
+            merger: None,
         }
+    }
+
+    /// The plain port as peers know it, the one of user space's socket, and the mark of what went through a helper device (0
+    /// without one).
+    pub fn set_ports(&mut self, plain: u16, socket: u16, mark: u32) -> anyhow::Result<()> {
+        self.settings.plain_port = plain.to_be_bytes();
+        self.settings.socket_port = socket.to_be_bytes();
+        self.settings.mark = mark;
+        self.engine.configure(&self.settings)
+    }
+
+    /// The interfaces by which peers may be reached, and the own addresses there.
+    pub fn set_uplinks(&mut self, uplinks: &BTreeMap<u32, BTreeSet<IpAddr>>) -> anyhow::Result<()> {
+        let own = uplinks.values().flatten().map(|ip| address(*ip)).collect();
+        self.engine.set_own_addresses(&own)?;
+        uplinks.keys().try_for_each(|index| self.engine.attach_uplink(*index))
+    }
+
+    /// The near end of the merging veth, and the uplinks whose TCP frames go there.
+    pub fn set_merger(&mut self, merger: Option<(u32, BTreeSet<u32>)>) {
+        if self.merger != merger {
+            self.merger = merger;
+            self.due.extend(self.links.keys());
+        }
+    }
+
+    /// A device through which checked frames come back to the TAP.
+    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
+        self.engine.attach_helper(index)
     }
 
     /// `set_local_ip`.
@@ -86,6 +119,14 @@ impl Forwarder {
     pub fn map_peer(&mut self, uid: Uid, ip4: Ipv4Addr, ip6: Ipv6Addr) {
         self.peers.insert(uid, (ip4, ip6));
         self.due.extend(self.by_uid.get(&uid));
+    }
+
+    /// A peer has no inner addresses any more; a link to it goes on in user space.
+    pub fn unmap_peer(&mut self, uid: Uid) {
+        self.peers.remove(&uid);
+        if let Some(link) = self.by_uid.get(&uid).copied() {
+            self.withdraw(link);
+        }
     }
 
     /// A plain link exists. Beyond the number of slots links stay in user space.
@@ -174,12 +215,19 @@ impl Forwarder {
             source_port: local_port,
             destination_port: remote_port,
         };
-        let wanted = Installed { destination4, destination6, flow, sender };
+        let merger = self.merger.as_ref().filter(|(_, uplinks)| uplinks.contains(&route.interface));
+        let merger = merger.map_or(0, |(near, _)| *near);
+        let (slot, tag) = (entry.slot, entry.receive_tag);
+        let receiver = Receiver { slot, tag, merger, ip4: destination4, ip6: destination6 };
+        let wanted = Installed { destination4, destination6, flow, receiver, sender };
         if entry.installed == Some(wanted) {
             return Ok(());
         }
-        let receiver = Receiver { slot: entry.slot, tag: entry.receive_tag, ip4: destination4, ip6: destination6 };
-        self.withdraw(link);
+        // Entries under the same keys are overwritten; under others they must not stay.
+        let keys = |installed: &Installed| (installed.destination4, installed.destination6, installed.flow);
+        if entry.installed.is_some_and(|installed| keys(&installed) != keys(&wanted)) {
+            self.withdraw(link);
+        }
         self.engine.attach_uplink(route.interface)?;
         // Whatever of it comes to stand is withdrawn again if the rest fails.
         self.change_quietly(link, |entry| entry.installed = Some(wanted));
