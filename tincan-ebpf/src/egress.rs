@@ -18,6 +18,9 @@ use crate::{maps, packet};
 const INSIDE: usize = UDP_LEN + HEADER_LEN + ETHERNET_LEN;
 /// Hop limit of outer packets, as the kernel's own sockets have it.
 const HOP_LIMIT: u8 = 64;
+/// Flags and offset of outer IPv4 packets: a router that cannot pass one on tells this host's kernel the MTU, and user
+/// space asks the kernel for it. What is never cut needs no identification (RFC 6864 section 4.1).
+const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// The inner frame's MAC header stands between outer headers and inner IP: its length, in the place the kernel wants it.
 const INNER_MAC: u64 = (ETHERNET_LEN as u64) << 56;
 const COMMON_FLAGS: u64 =
@@ -112,12 +115,11 @@ fn encapsulate(context: &TcContext, sender: &Sender, ethernet: [u8; 14], len: u3
         let total_len = udp_len.checked_add(IPV4_LEN as u16).ok_or(KernelVerdict::UpOffload)?;
         make_room(context, IPV4_LEN + INSIDE, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)?;
         let [len_high, len_low] = total_len.to_be_bytes();
-        // Routers may fragment: user space tells nobody a smaller MTU yet. So each packet needs its own identification.
-        let [id_high, id_low] = packet::random();
         let [s0, s1, s2, s3] = source;
         let [d0, d1, d2, d3] = destination;
+        let [flags, offset] = DONT_FRAGMENT;
         let mut ip =
-            [0x45, 0, len_high, len_low, id_high, id_low, 0, 0, HOP_LIMIT, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+            [0x45, 0, len_high, len_low, 0, 0, flags, offset, HOP_LIMIT, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
         [ip[10], ip[11]] = inner::ipv4_checksum(&ip);
         let mut headers = [0; IPV4_LEN + INSIDE];
         headers[..IPV4_LEN].copy_from_slice(&ip);

@@ -2,9 +2,7 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head, bpf_xdp_adjust_meta,
-};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head, bpf_xdp_adjust_meta};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::ptr;
 
@@ -152,15 +150,6 @@ pub fn metadata(context: &TcContext) -> Option<u32> {
 pub fn mark(context: &TcContext) -> u32 {
     // SAFETY: the kernel gives the program a valid context; the field is read whole, at its own offset.
     unsafe { ptr::read_volatile(&raw const (*context.skb.skb).mark) }
-}
-
-/// Two random bytes.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "a helper's call")]
-pub fn random() -> [u8; 2] {
-    // SAFETY: a helper without arguments.
-    let [first, second, ..] = unsafe { bpf_get_prandom_u32() }.to_ne_bytes();
-    [first, second]
 }
 
 /// Sends the frame out of an interface, to the neighbour its outer IP header asks for.

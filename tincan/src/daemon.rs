@@ -10,6 +10,7 @@ mod merging;
 mod merging_veth;
 mod outputs;
 mod resume;
+mod underlay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::daemon::fast_path::FastPath;
 use crate::daemon::host::PortWish;
 use crate::daemon::liveness::Liveness;
 use crate::daemon::resume::{Found, Keeper};
+use crate::daemon::underlay::Underlay;
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::Ports;
 use crate::dataplane::{Command, EngineEvent};
@@ -66,6 +68,7 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    underlay: Underlay,
     liveness: Liveness,
     keeper: Keeper,
     counters: host::LoopCounters,
@@ -155,6 +158,7 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            underlay: Underlay::default(),
             liveness: Liveness::default(),
             keeper,
             counters: host::LoopCounters::default(),
@@ -171,7 +175,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
-        let mut recheck = tokio::time::interval(fast_path::RECHECK);
+        let mut recheck = tokio::time::interval(underlay::RECHECK);
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
@@ -197,13 +201,16 @@ impl Daemon {
                 }
                 _ = recheck.tick() => {
                     self.fast_path.recheck(&self.netlink).await;
+                    self.underlay.recheck();
                     self.tell_traffic();
                 }
+                // More than fit in one go; other inputs had their turn.
+                () = std::future::ready(()), if self.underlay.is_due() => {}
                 () = wait_until(snapshot_due) => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
-            self.fast_path.settle(&self.netlink).await;
+            self.settle_underlay().await;
             self.keep_snapshot();
         }
     }

@@ -1,7 +1,6 @@
 //! The kernel engine as the daemon has it: there, switched off, or refused with a reason.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::anyhow;
 
@@ -14,16 +13,9 @@ use crate::dataplane::kernel::{KernelEngine, interface_name};
 use crate::dataplane::table::Local;
 use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
-use crate::link::LinkId;
+use crate::link::{LinkId, UnderlayRoute};
 use crate::node::{LinkProtection, Output};
 use crate::wire::uid::Uid;
-
-/// How often the underlay's routes are looked at again: a link whose uplink changed goes on in user space meanwhile only
-/// when ICE noticed first.
-pub(super) const RECHECK: Duration = Duration::from_secs(2);
-
-/// Routes asked for in one go before other inputs get their turn.
-const QUESTIONS: usize = 64;
 
 /// Whether kernel programs are loaded, and why not.
 pub(super) enum FastPath {
@@ -172,21 +164,22 @@ impl FastPath {
         }
     }
 
-    /// Asks the underlay about links that may be forwarded now, and installs them.
-    pub(super) async fn settle(&mut self, netlink: &Netlink) {
-        let Some(forwarder) = self.forwarder_mut() else { return };
-        for _ in 0..QUESTIONS {
-            let Some(question) = forwarder.next_question() else { return };
-            let route = netlink.route_to(question.remote, question.source).await;
-            forwarder.settle(question.link, route);
+    /// Links that may be forwarded once the underlay's route to their peers is known.
+    pub(super) fn take_due(&mut self) -> Vec<LinkId> {
+        self.forwarder_mut().map(Forwarder::take_due).unwrap_or_default()
+    }
+
+    /// Installs a link with the route that was found, or gives it back to user space.
+    pub(super) fn settle(&mut self, link: LinkId, route: anyhow::Result<UnderlayRoute>) {
+        if let Some(forwarder) = self.forwarder_mut() {
+            forwarder.settle(link, route);
         }
     }
 
-    /// Looks at the underlay again; every link is looked at by the next [`FastPath::settle`].
+    /// Looks at the underlay's interfaces again; the links' routes are `Underlay`'s to ask for.
     pub(super) async fn recheck(&mut self, netlink: &Netlink) {
         if let Self::Attached(attached) = self {
             attached.tend(netlink).await;
-            attached.forwarder.recheck();
         }
     }
 }
