@@ -13,6 +13,7 @@ pub mod lab;
 pub mod netns;
 pub mod packet;
 pub mod ping;
+pub mod plain_bench;
 pub mod process;
 pub mod prosody;
 pub mod rpc;

@@ -1,5 +1,6 @@
-//! The project's chores: `cargo xtask setup | run | test | ci | tidy | ebpf | fuzz`.
+//! The project's chores: `cargo xtask setup | run | test | bench | ci | tidy | ebpf | fuzz`.
 
+mod bench;
 mod ci;
 mod ebpf;
 mod fuzz;
@@ -48,6 +49,11 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Compare with the kernel's own means; figures are ratios within one run
+    Bench {
+        #[command(subcommand)]
+        what: Comparison,
+    },
     /// Format, lints, documents, tidy, then every test
     Ci,
     /// Check what lints cannot
@@ -64,12 +70,23 @@ enum Chore {
     Ebpf,
 }
 
+#[derive(Subcommand)]
+enum Comparison {
+    /// Plain links, a bare veth and kernel VXLAN, taking turns
+    Plain {
+        /// Arguments of the comparison: --settings, --designs, --rounds, --seconds, --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
 fn main() -> ExitCode {
     let workspace = workspace();
     let result = match CommandLine::parse().chore {
         Chore::Setup { dry_run } => setup::setup(&workspace, dry_run),
         Chore::Run { arguments } => run::run(&workspace, &arguments),
         Chore::Test { without_ebpf, arguments } => test::test(&workspace, without_ebpf, &arguments),
+        Chore::Bench { what: Comparison::Plain { arguments } } => bench::plain(&workspace, &arguments),
         Chore::Ci => ci::ci(&workspace),
         Chore::Tidy => tidy::tidy(&workspace),
         Chore::Fuzz { seconds, targets } => fuzz::fuzz(&workspace, seconds, &targets),

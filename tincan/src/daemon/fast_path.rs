@@ -73,10 +73,14 @@ impl FastPath {
     /// One phrase for the log and `status`.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Attached(attached) => match &attached.merging {
-                Ok(merging) => format!("attached, {}", merging.describe()),
-                Err(reason) => format!("attached, not merging on receive: {reason}"),
-            },
+            Self::Attached(attached) => {
+                let merging = match &attached.merging {
+                    Ok(merging) => merging.describe(),
+                    Err(reason) => format!("not merging on receive: {reason}"),
+                };
+                let veth = attached.veth.describe(attached.forwarder.merger());
+                format!("attached, {merging}{veth}")
+            }
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
         }

@@ -74,6 +74,11 @@ impl MergingVeth {
         Ok(indices)
     }
 
+    /// What `status` says of it, beside other words.
+    pub(super) fn describe(&self, used: Option<u32>) -> String {
+        used.map_or_else(String::new, |_| format!("; by {} behind uplinks without GRO", self.near))
+    }
+
     /// Removes the pair.
     pub(super) async fn stop(&self, netlink: &Netlink) -> anyhow::Result<()> {
         match self.indices {

@@ -89,6 +89,12 @@ impl Forwarder {
         uplinks.keys().try_for_each(|index| self.engine.attach_uplink(*index))
     }
 
+    /// The near end of the merging veth, while it has uplinks to merge for.
+    #[must_use]
+    pub fn merger(&self) -> Option<u32> {
+        self.merger.as_ref().map(|(near, _)| *near)
+    }
+
     /// The near end of the merging veth, and the uplinks whose TCP frames go there.
     pub fn set_merger(&mut self, merger: Option<(u32, BTreeSet<u32>)>) {
         if self.merger != merger {
