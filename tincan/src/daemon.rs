@@ -317,6 +317,7 @@ impl Daemon {
             XmppEvent::Undelivered { to, kind, reason } => {
                 self.counters.undelivered_signals += 1;
                 tracing::info!(%to, kind, reason, "a message to a peer was not delivered");
+                self.node.handle_undelivered(to, &kind);
             }
         }
     }

@@ -139,6 +139,7 @@ fn addresses_of_the_overlay_are_no_candidates() {
     let inner = ["172.16.0.1", "172.16.0.255", "--ffff-172.16.0.5", "--7-7", "0-0-0-9--"];
     let call = CreateLink { cas: cas(&inner), ..create(7, Security::None, None) };
     assert!(refused(&ask(&mut node, Request::CreateLink(call))));
+    outputs(&mut node);
     let call = CreateLink { cas: cas(&[&inner[..], &["172.16.1.1"]].concat()), ..create(7, Security::None, None) };
     assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
     let opened = outputs(&mut node);
@@ -211,8 +212,57 @@ fn a_service_is_registered_once_and_only_by_a_node_with_identity() {
     let mut node = node();
     assert!(refused(&ask(&mut node, service(""))));
     assert_eq!(ask(&mut node, service("secret")), Answer::Done);
-    assert!(matches!(ask(&mut node, service("other")), Answer::Kept(_)));
+    assert!(matches!(ask(&mut node, service("other")), Answer::Kept(_)), "while the login is under way");
+    node.handle_service_state(ServiceState::Online { jid: "a@b/c".to_owned() });
+    assert!(matches!(ask(&mut node, service("other")), Answer::Kept(_)), "while it works");
+    node.handle_service_state(ServiceState::Offline { reason: "wrong password".to_owned() });
+    outputs(&mut node);
+    assert!(matches!(ask(&mut node, service("secret")), Answer::Kept(_)), "the same again is no correction");
+    assert_eq!(ask(&mut node, service("other")), Answer::Done);
+    assert!(outputs(&mut node).iter().any(|output| matches!(output, Output::Login { .. })));
     assert!(!format!("{node:?}").contains("secret\""), "passwords are never printed");
+}
+
+#[test]
+fn a_refused_call_leaves_no_link() {
+    let mut node = node();
+    for cas in ["xx yy", "no candidates"] {
+        let call = CreateLink { cas: cas.to_owned(), ..create(7, Security::None, None) };
+        assert!(refused(&ask(&mut node, Request::CreateLink(call))), "{cas}");
+        let Answer::State(state) = ask(&mut node, Request::GetState { uid: Some(uid(7)), stats: false }) else {
+            panic!()
+        };
+        assert_eq!(state.peers[0].link, None, "{cas}");
+    }
+    assert_eq!(ask(&mut node, Request::CreateLink(create(7, Security::None, None))), Answer::Done);
+}
+
+#[test]
+fn candidates_that_did_not_get_through_are_sent_when_the_peer_is_seen() {
+    let mut node = node();
+    let call = CreateLink { overlay: Overlay::Xmpp, ..create(7, Security::None, None) };
+    assert_eq!(ask(&mut node, Request::CreateLink(call)), Answer::Done);
+    let link = outputs(&mut node)
+        .into_iter()
+        .find_map(|output| if let Output::OpenLink { link, .. } = output { Some(link) } else { None })
+        .unwrap();
+    node.handle_ice(Instant::now(), IceEvent::Gathered { link, candidates: Vec::new(), problems: Vec::new() });
+    let offers = |node: &mut Node| {
+        let all = outputs(node).into_iter();
+        all.filter(|output| matches!(output, Output::Signal { to, kind, .. } if *to == uid(7) && kind == "con_resp"))
+            .count()
+    };
+    assert_eq!(offers(&mut node), 1);
+    node.handle_presence(Instant::now(), uid(7));
+    assert_eq!(offers(&mut node), 0, "nothing says that it was lost");
+    node.handle_undelivered(uid(7), "send_msg");
+    node.handle_undelivered(uid(8), "con_resp");
+    node.handle_presence(Instant::now(), uid(7));
+    assert_eq!(offers(&mut node), 0, "another message was lost");
+    node.handle_undelivered(uid(7), "con_resp");
+    node.handle_presence(Instant::now(), uid(7));
+    node.handle_presence(Instant::now(), uid(7));
+    assert_eq!(offers(&mut node), 1);
 }
 
 #[test]

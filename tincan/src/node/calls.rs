@@ -97,7 +97,15 @@ impl Node {
         let role = if local.ip.uid > call.uid { Role::Controlling } else { Role::Controlled };
         let (uid, cas) = (call.uid, call.cas.clone());
         self.open_link(now, call, role, protection);
-        if cas.trim().is_empty() { Answer::Done } else { self.give_candidates(now, uid, &cas) }
+        if cas.trim().is_empty() {
+            return Answer::Done;
+        }
+        let answer = self.give_candidates(now, uid, &cas);
+        // A refused call has no effect.
+        if matches!(answer, Answer::Refused(_)) {
+            self.trim_link(uid);
+        }
+        answer
     }
 
     /// What a new link is protected with; `Err` says what is wrong with the fingerprint. Never falls back to plain.

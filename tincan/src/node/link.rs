@@ -73,6 +73,8 @@ pub(super) struct Link {
     pub(super) problems: Vec<String>,
     /// What `con_resp` said.
     pub(super) offer: Option<String>,
+    /// The XMPP service could not take it; it goes out when the peer is seen.
+    pub(super) offer_is_due: bool,
     role: Role,
     protection: LinkProtection,
     gathered: bool,
@@ -132,6 +134,7 @@ impl Link {
             last_sample: None,
             problems: Vec::new(),
             offer: None,
+            offer_is_due: false,
             role,
             protection,
             gathered: false,

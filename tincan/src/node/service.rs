@@ -100,6 +100,23 @@ impl Node {
         let room = self.signalling.presences.len() < MAX_PEERS || self.signalling.presences.contains_key(&uid);
         if room {
             self.signalling.presences.insert(uid, Presence { last: now, gone: false });
+            self.offer_again(uid);
+        }
+    }
+
+    /// A message to a peer did not get through: of those, candidates are sent again.
+    pub fn handle_undelivered(&mut self, to: Uid, kind: &str) {
+        let waiting = self.links.get_mut(&to).filter(|link| kind == "con_resp" && !link.has_remote());
+        if let Some(link) = waiting {
+            link.offer_is_due = true;
+        }
+    }
+
+    fn offer_again(&mut self, to: Uid) {
+        let Some(link) = self.links.get_mut(&to).filter(|link| link.offer_is_due) else { return };
+        link.offer_is_due = false;
+        if let Some(data) = link.offer.clone() {
+            self.outputs.push_back(Output::Signal { to, kind: "con_resp".to_owned(), data });
         }
     }
 
@@ -130,8 +147,11 @@ impl Node {
         if service.username.is_empty() || service.password.0.is_empty() || service.host.is_empty() {
             return Answer::Refused("username, password and host must all be given".to_owned());
         }
-        if self.signalling.service.is_some() {
-            return Answer::Kept("a service is registered; the first call wins");
+        match (&self.signalling.service, &self.signalling.state) {
+            (None, _) => {}
+            // What does not work may be corrected.
+            (Some(before), ServiceState::Offline { .. }) if *before != service => {}
+            (Some(_), _) => return Answer::Kept("a service is registered; other values are taken while it is offline"),
         }
         self.outputs.push_back(Output::Login { service: service.clone(), uid: local.ip.uid });
         self.signalling.service = Some(service);
@@ -160,9 +180,9 @@ impl Node {
             ServiceState::Unregistered => cannot("this node is not registered at an XMPP service (register_svc)"),
             ServiceState::Connecting => cannot("the login at the XMPP service is under way"),
             ServiceState::Offline { reason } => cannot(&format!("the XMPP service cannot be reached: {reason}")),
-            ServiceState::Online { .. } if !self.signalling.has_seen(to) => {
-                cannot("the peer has not been seen at the XMPP service")
-            }
+            ServiceState::Online { .. } if !self.signalling.has_seen(to) => cannot(
+                "the peer has not been seen at the XMPP service: is it logged in, and is its account this one or in its roster?",
+            ),
             ServiceState::Online { .. } => {
                 self.outputs.push_back(Output::Signal { to, kind, data });
                 Answer::Done
