@@ -6,6 +6,8 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use tincan_common::entries::{Flow, MAX_FLOWS, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings};
 use tincan_common::kernel_verdict::KernelVerdict;
 
+use crate::packet;
+
 #[map(name = "settings")]
 static SETTINGS: Array<[u8; Settings::SIZE]> = Array::with_max_entries(1, 0);
 #[map(name = "routes4")]
@@ -16,15 +18,18 @@ static ROUTES6: HashMap<[u8; 16], [u8; Sender::SIZE]> = HashMap::with_max_entrie
 static FLOWS: HashMap<[u8; Flow::SIZE], [u8; Receiver::SIZE]> = HashMap::with_max_entries(MAX_FLOWS, BPF_F_NO_PREALLOC);
 #[map(name = "traffic")]
 static TRAFFIC: PerCpuArray<RawTraffic> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+#[map(name = "lease")]
+static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 #[map(name = "verdicts")]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(KernelVerdict::COUNT, 0);
 
-/// What every frame needs; `None` while user space has nothing to do.
+/// What every frame needs; `None` while user space has nothing to do, and when no daemon has renewed the lease in time.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn settings() -> Option<Settings> {
     let settings = Settings::from_bytes(SETTINGS.get(0)?);
-    (settings.tap_index != 0).then_some(settings)
+    let lease_end = *LEASE.get(0)?;
+    (settings.tap_index != 0 && packet::now() < lease_end).then_some(settings)
 }
 
 /// How to send to whoever has this inner IPv4 address, cut to the router mask.

@@ -1,7 +1,7 @@
 //! Access to a frame and its facts: the one place that turns packet offsets into pointers.
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use core::ptr;
 
@@ -68,6 +68,15 @@ pub fn random() -> [u8; 2] {
     // SAFETY: a helper without arguments.
     let [first, second, ..] = unsafe { bpf_get_prandom_u32() }.to_ne_bytes();
     [first, second]
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, a few milliseconds late: a read of memory, where the exact clock asks the processor
+/// (Linux 5.11).
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a helper's call")]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// Sends the frame out of an interface, to the neighbour its outer IP header asks for.

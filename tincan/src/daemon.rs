@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
-use crate::daemon::fast_path::FastPath;
+use crate::daemon::fast_path::{Before, FastPath};
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::{Command, EngineEvent};
@@ -27,7 +27,6 @@ use crate::edge::netlink::Netlink;
 use crate::edge::rpc::admission::Admission;
 use crate::edge::rpc::udp::{UdpDoor, UdpInput};
 use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
-use crate::edge::tap::Tap;
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
 use crate::link::PortKind;
@@ -83,6 +82,17 @@ async fn wait_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
+/// The port of plain links. Where any will do, the one that peers of the daemon before send to is tried first.
+fn bind_plain(wanted: u16, before: Option<u16>) -> anyhow::Result<UdpPort> {
+    if let Some(before) = before.filter(|_| wanted == 0)
+        && let Ok(port) = UdpPort::bind(PortKind::Plain, before)
+    {
+        return Ok(port);
+    }
+    UdpPort::bind(PortKind::Plain, wanted)
+        .with_context(|| format!("cannot bind UDP port {wanted}: choose another with --plain-port, or 0 for any"))
+}
+
 impl Daemon {
     /// Opens every resource, in the order in which a failure is cheapest to report.
     fn start(
@@ -96,16 +106,15 @@ impl Daemon {
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
         let netlink = Netlink::new()?;
-        let tap = Tap::create(&config.tap)?;
+        let before = Before::look(&config.tap);
+        let tap = before.tap(&config.tap)?;
         let mac = tap.mac();
         let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
             format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
         })?;
-        let plain = UdpPort::bind(PortKind::Plain, config.plain_port).with_context(|| {
-            format!("cannot bind UDP port {}: choose another with --plain-port, or 0 for any", config.plain_port)
-        })?;
+        let plain = bind_plain(config.plain_port, before.plain_port())?;
         let ports = Arc::new(Ports { secured, plain });
-        let fast_path = FastPath::start(config.fast_path, &config.tap, mac, ports.plain.local_port())?;
+        let fast_path = FastPath::start(config.fast_path, before, &tap, ports.plain.local_port(), config.lease)?;
         let ice = IceEdge::start(
             IceConfig {
                 tap_name: config.tap.clone(),
@@ -289,6 +298,10 @@ impl Daemon {
     }
 
     fn stop(mut self) {
+        if self.config.keep_links && self.fast_path.leave() {
+            tracing::info!(lease_s = self.config.lease.as_secs(), "stopping; links in the kernel go on for the lease");
+            return;
+        }
         tracing::info!("stopping");
         self.node.trim_all();
         self.carry_out_all();

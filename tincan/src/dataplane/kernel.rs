@@ -1,32 +1,65 @@
 //! The kernel engine: loads the programs of `tincan-ebpf`, attaches them to the TAP and the uplinks, fills their maps.
 //!
 //! [`KernelEngine`] is the programs and maps; [`forwarder::Forwarder`] decides which links have entries. Dropping the
-//! engine detaches and unloads everything it put into the kernel. It never touches `lo`.
+//! engine detaches and unloads everything it put into the kernel, unless it is pinned ([`pins`]) and told to stay. It never
+//! touches `lo`.
 
+pub mod adopted;
 mod failure;
 pub mod forwarder;
 mod object;
+pub mod pins;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_indextoname;
 use tincan_common::entries::{
-    self, Address, FLOWS, Flow, ROUTES4, ROUTES6, RawTraffic, Receiver, SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
+    self, Address, FLOWS, Flow, LEASE, MAX_FLOWS, MAX_ROUTES, MAX_SLOTS, ROUTES4, ROUTES6, RawTraffic, Receiver,
+    SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
 };
 use tincan_common::kernel_verdict::KernelVerdict;
+
+use self::adopted::Adopted;
+use self::pins::Pins;
 
 /// The program on the TAP's egress.
 const TAP_EGRESS: &str = "tap_egress";
 /// The program on the uplinks' ingress.
 const UPLINK_INGRESS: &str = "uplink_ingress";
 
+/// Every program, and the side of an interface it belongs on.
+const PROGRAMS: [(&str, TcAttachType); 2] =
+    [(TAP_EGRESS, TcAttachType::Egress), (UPLINK_INGRESS, TcAttachType::Ingress)];
+
+/// Every map with the shape that `tincan-ebpf` gives it.
+const MAPS: [MapShape; 7] = [
+    MapShape::new(SETTINGS, 4, Settings::SIZE, 1),
+    MapShape::new(ROUTES4, 4, Sender::SIZE, MAX_ROUTES),
+    MapShape::new(ROUTES6, size_of::<Address>(), Sender::SIZE, MAX_ROUTES),
+    MapShape::new(FLOWS, Flow::SIZE, Receiver::SIZE, MAX_FLOWS),
+    MapShape::new(TRAFFIC, 4, size_of::<RawTraffic>(), MAX_SLOTS),
+    MapShape::new(VERDICTS, 4, 8, KernelVerdict::COUNT),
+    MapShape::new(LEASE, 4, 8, 1),
+];
+
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
+
+/// What a map must be to be gone on with: bytes of key and value, most entries.
+struct MapShape {
+    name: &'static str,
+    key: u32,
+    value: u32,
+    entries: u32,
+}
 
 /// The loaded programs, their maps and what they are attached to.
 pub struct KernelEngine {
@@ -37,7 +70,10 @@ pub struct KernelEngine {
     flows: HashMap<MapData, [u8; Flow::SIZE], [u8; Receiver::SIZE]>,
     traffic: PerCpuArray<MapData, RawTraffic>,
     verdicts: PerCpuArray<MapData, u64>,
-    uplinks: BTreeSet<u32>,
+    lease: Array<MapData, u64>,
+    /// What is attached, as program and interface; the pinned links among it, so that they hold even if a pin is removed.
+    attached: BTreeMap<(&'static str, u32), Option<PinnedLink>>,
+    pins: Option<Pins>,
 }
 
 /// What the kernel says about one loaded program.
@@ -51,14 +87,45 @@ pub struct ProgramReport {
     pub machine_code_bytes: u32,
 }
 
+impl MapShape {
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, known while compiling")]
+    const fn new(name: &'static str, key: usize, value: usize, entries: u32) -> Self {
+        Self { name, key: key as u32, value: value as u32, entries }
+    }
+}
+
 impl KernelEngine {
-    /// Loads the programs into the kernel without attaching them; the error's first line says what is missing.
+    /// Loads the programs into the kernel without attaching them; the error's first line says what is missing. Everything
+    /// goes with this value.
     pub fn load() -> anyhow::Result<Self> {
+        Self::load_with(None)
+    }
+
+    /// The same with maps and links pinned. Maps that are there are gone on with, and the programs of links that are there
+    /// are replaced without a gap.
+    pub fn load_pinned(pins: Pins) -> anyhow::Result<Self> {
+        let links = pins.links()?;
+        let mut engine = Self::load_with(Some(pins))?;
+        for (name, interface) in links {
+            engine
+                .adopt_link(&name, interface)
+                .with_context(|| format!("take over {name} on interface {interface}"))?;
+        }
+        Ok(engine)
+    }
+
+    fn load_with(pins: Option<Pins>) -> anyhow::Result<Self> {
         let Some(object) = object::OBJECT else {
             bail!("built without the kernel engine: run `cargo xtask setup` and build again");
         };
-        let mut ebpf = EbpfLoader::new().load(object).map_err(|error| failure::explain(error, "load the maps"))?;
-        for name in [TAP_EGRESS, UPLINK_INGRESS] {
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &pins {
+            for shape in &MAPS {
+                loader.map_pin_path(shape.name, pins.map(shape.name));
+            }
+        }
+        let mut ebpf = loader.load(object).map_err(|error| failure::explain(error, "load the maps"))?;
+        for (name, _) in PROGRAMS {
             program(&mut ebpf, name)?.load().map_err(|error| failure::explain(error, "load the programs"))?;
         }
         let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -68,35 +135,98 @@ impl KernelEngine {
         let flows = HashMap::try_from(map(FLOWS)?).context("map flows")?;
         let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, uplinks: BTreeSet::new() })
+        let lease = Array::try_from(map(LEASE)?).context("map lease")?;
+        let attached = BTreeMap::new();
+        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, lease, attached, pins })
     }
 
-    /// Attaches `tap_egress` behind the other programs of this interface (TCX, Linux 6.6).
-    pub fn attach_tap(&mut self, interface: &str) -> anyhow::Result<()> {
-        self.attach(TAP_EGRESS, interface, TcAttachType::Egress)
+    /// Attaches `tap_egress` behind the other programs of the TAP (TCX, Linux 6.6).
+    pub fn attach_tap(&mut self, index: u32) -> anyhow::Result<()> {
+        self.attach(TAP_EGRESS, index)
     }
 
-    /// Attaches `uplink_ingress` to an interface by its index; once is enough.
+    /// Attaches what belongs on an uplink; once is enough.
     pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
-        if self.uplinks.contains(&index) {
+        self.attach(UPLINK_INGRESS, index)
+    }
+
+    /// Attaches a program to an interface, unless it is there; a pinned link of the daemon before is taken over.
+    fn attach(&mut self, name: &'static str, index: u32) -> anyhow::Result<()> {
+        if self.attached.contains_key(&(name, index)) {
             return Ok(());
         }
-        let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
-        let name = name.into_string().context("an interface's name that is no text")?;
-        // The crate takes the null pointer of a missing interface for an empty name.
-        ensure!(!name.is_empty(), "no interface with index {index}");
-        self.attach(UPLINK_INGRESS, &name, TcAttachType::Ingress)?;
-        self.uplinks.insert(index);
+        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device");
+        let interface = interface_name(index)?;
+        let pin = self.pins.as_ref().map(|pins| pins.link(name, index));
+        let side = side_of(name)?;
+        let program = program(&mut self.ebpf, name)?;
+        let mut pinned = None;
+        if let Some(pin) = pin {
+            if !replace(program, &pin)? {
+                let link = attach_last(program, &interface, side)?;
+                let link = FdLink::try_from(program.take_link(link)?)?;
+                pinned = Some(link.pin(&pin).with_context(|| format!("pin {name} of {interface}"))?);
+            }
+        } else {
+            attach_last(program, &interface, side)?;
+        }
+        self.attached.insert((name, index), pinned);
         Ok(())
     }
 
-    fn attach(&mut self, name: &str, interface: &str, side: TcAttachType) -> anyhow::Result<()> {
-        let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {interface}");
-        program(&mut self.ebpf, name)?
-            .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
-            .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))?;
-        Ok(())
+    /// Puts the own program in place of the one a pinned link has. Without program or interface the pin is removed.
+    fn adopt_link(&mut self, name: &str, index: u32) -> anyhow::Result<()> {
+        let Some(pin) = self.pins.as_ref().map(|pins| pins.link(name, index)) else { return Ok(()) };
+        match PROGRAMS.iter().find(|(program, _)| *program == name) {
+            Some((name, _)) => {
+                if replace(program(&mut self.ebpf, name)?, &pin)? {
+                    self.attached.insert((name, index), None);
+                }
+                Ok(())
+            }
+            None => fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display())),
+        }
+    }
+
+    /// Whether maps and links can outlive this process.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Whether they do, also after this value is dropped in order.
+    pub fn set_staying(&mut self, stays: bool) {
+        if let Some(pins) = &mut self.pins {
+            pins.set_staying(stays);
+        }
+    }
+
+    /// Until when the entries hold, nanoseconds of `CLOCK_MONOTONIC`; before the first call, and later, the programs pass
+    /// everything.
+    pub fn set_lease_end(&mut self, end: u64) -> anyhow::Result<()> {
+        self.lease.set(0, end, 0).context("write the lease")
+    }
+
+    /// What [`KernelEngine::set_lease_end`] was given last.
+    pub fn lease_end(&self) -> anyhow::Result<u64> {
+        self.lease.get(&0, 0).context("read the lease")
+    }
+
+    /// What [`KernelEngine::configure`] was given last; defaults before.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::from_bytes(&self.settings.get(&0, 0).context("read the settings")?))
+    }
+
+    /// Every entry there is.
+    pub fn entries(&self) -> anyhow::Result<Adopted> {
+        let flows = self.flows.iter().map(|entry| entry.map(|(k, v)| (Flow::from_bytes(&k), Receiver::from_bytes(&v))));
+        let routes4 = self.routes4.iter().map(|entry| entry.map(|(k, v)| (k, Sender::from_bytes(&v))));
+        let routes6 = self.routes6.iter().map(|entry| entry.map(|(k, v)| (k, Sender::from_bytes(&v))));
+        Ok(Adopted::new(
+            flows.collect::<Result<_, _>>().context("list the flows")?,
+            routes4.collect::<Result<_, _>>().context("list the IPv4 routes")?,
+            routes6.collect::<Result<_, _>>().context("list the IPv6 routes")?,
+        ))
     }
 
     /// What every frame needs; before the first call the programs pass everything.
@@ -119,14 +249,22 @@ impl KernelEngine {
         self.routes6.insert(destination, sender.to_bytes(), 0).context("write an IPv6 route")
     }
 
-    /// Takes entries back; those that are not there are no error.
-    pub fn remove(&mut self, destination4: [u8; 4], destination6: &Address, flow: &Flow) {
-        let gone = [
-            self.routes4.remove(&destination4).is_ok(),
-            self.routes6.remove(destination6).is_ok(),
-            self.flows.remove(&flow.to_bytes()).is_ok(),
-        ];
-        tracing::trace!(?gone, "entries withdrawn");
+    /// Takes a flow back; one that is not there is no error, here and below.
+    pub fn remove_flow(&mut self, flow: &Flow) {
+        let gone = self.flows.remove(&flow.to_bytes()).is_ok();
+        tracing::trace!(gone, "flow withdrawn");
+    }
+
+    /// Takes an IPv4 route back.
+    pub fn remove_route4(&mut self, destination: [u8; 4]) {
+        let gone = self.routes4.remove(&destination).is_ok();
+        tracing::trace!(gone, "IPv4 route withdrawn");
+    }
+
+    /// Takes an IPv6 route back.
+    pub fn remove_route6(&mut self, destination: &Address) {
+        let gone = self.routes6.remove(destination).is_ok();
+        tracing::trace!(gone, "IPv6 route withdrawn");
     }
 
     /// What a slot counted, summed over the CPUs.
@@ -170,6 +308,46 @@ fn address(ip: std::net::IpAddr) -> Address {
         std::net::IpAddr::V4(ip) => entries::mapped(ip.octets()),
         std::net::IpAddr::V6(ip) => ip.octets(),
     }
+}
+
+fn interface_name(index: u32) -> anyhow::Result<String> {
+    let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
+    let name = name.into_string().ok().context("an interface's name that is no text")?;
+    // The crate takes the null pointer of a missing interface for an empty name.
+    ensure!(!name.is_empty(), "no interface with index {index}");
+    Ok(name)
+}
+
+fn side_of(name: &str) -> anyhow::Result<TcAttachType> {
+    let found = PROGRAMS.iter().find(|(program, _)| *program == name);
+    found.map(|(_, side)| *side).with_context(|| format!("no program {name}"))
+}
+
+/// Attaches a program behind the others.
+fn attach_last(
+    program: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> anyhow::Result<SchedClassifierLinkId> {
+    program
+        .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
+        .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))
+}
+
+/// Puts a program in place of the one a pinned link has, at once and for every frame. False without such a link, or where
+/// its interface is gone; then its pin is too.
+fn replace(program: &mut SchedClassifier, pin: &Path) -> anyhow::Result<bool> {
+    let link = match PinnedLink::from_pin(pin) {
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.with_context(|| format!("open {}", pin.display()))?,
+    };
+    let link = SchedClassifierLink::try_from(FdLink::from(link)).with_context(|| format!("{}", pin.display()))?;
+    if let Err(error) = program.attach_to_link(link) {
+        tracing::debug!(pin = %pin.display(), "a pinned link is of no use any more: {error}");
+        fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {

@@ -2,6 +2,8 @@
 
 mod frames;
 mod interfaces;
+mod lease;
+mod lifetimes;
 mod tables;
 
 use aya::programs::{TestRun, TestRunOptions};
@@ -61,6 +63,7 @@ fn linked(underlay: Underlay) -> KernelEngine {
         own_ip6: OWN6,
     };
     engine.configure(&settings).unwrap();
+    engine.set_lease_end(u64::MAX).unwrap();
     let sender = Sender {
         uplink: UPLINK,
         slot: SLOT,
