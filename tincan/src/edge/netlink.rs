@@ -2,6 +2,7 @@
 //!
 //! It makes and removes no interface: the TAP lives and dies with its file descriptor (`edge::tap`).
 
+mod helpers;
 mod routes;
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use anyhow::{Context, bail};
 use nix::net::if_::if_nametoindex;
+use thiserror::Error;
 
 /// `TUN_F_*` of `linux/if_tun.h`: what the kernel may leave undone in frames it hands out, and accepts undone.
 const CHECKSUM: libc::c_ulong = 0x01;
@@ -34,6 +35,11 @@ pub struct Tap {
     segments_udp: bool,
     file: OwnedFd,
 }
+
+/// Another process holds the device.
+#[derive(Debug, Error)]
+#[error("the TAP {0} is in use: a daemon is running with it; stop that, or choose another with --tap")]
+pub struct InUse(String);
 
 /// Says whether a TAP stays without anyone holding it; dropping this takes that back, unless it was left.
 #[derive(Debug)]
@@ -145,7 +151,7 @@ fn open(name: &str) -> anyhow::Result<(OwnedFd, bool)> {
     });
     let device = match tun::create(&configuration) {
         Err(tun::Error::Io(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
-            bail!("the TAP {name} is in use: a daemon is running with it; stop that, or choose another with --tap")
+            return Err(InUse(name.to_owned()).into());
         }
         other => other.with_context(|| {
             format!(

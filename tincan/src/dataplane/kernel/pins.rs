@@ -51,14 +51,16 @@ pub enum Left {
 impl Place {
     /// The place of a TAP in the network namespace of the calling thread; the error says why nothing can be pinned.
     pub fn of(tap: &str) -> anyhow::Result<Self> {
-        check_bpffs()?;
+        ensure!(is_bpffs_mounted(), "no bpffs at {BPFFS}; mount it to let them survive a restart");
         let namespace = current_namespace()?;
         Ok(Self { path: root().join(directory_name(namespace, tap)), namespace, tap: tap.to_owned() })
     }
 
-    /// Every place that exists, of whatever namespace.
+    /// Every place that exists, of whatever namespace; none without bpffs.
     pub fn all() -> anyhow::Result<Vec<Self>> {
-        check_bpffs()?;
+        if !is_bpffs_mounted() {
+            return Ok(Vec::new());
+        }
         let named = |name: &OsStr| {
             let (namespace, tap) = parse_directory_name(name.to_str()?)?;
             Some(Self { path: root().join(name), namespace, tap })
@@ -224,10 +226,8 @@ fn interface_of(link: &FdLink) -> Option<u32> {
     list(directory).ok()?.iter().find_map(|name| of_descriptor(name))
 }
 
-fn check_bpffs() -> anyhow::Result<()> {
-    let is_bpffs = statfs(BPFFS).is_ok_and(|mounted| mounted.filesystem_type() == BPF_FS_MAGIC);
-    ensure!(is_bpffs, "no bpffs at {BPFFS}; mount it to let them survive a restart");
-    Ok(())
+fn is_bpffs_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|mounted| mounted.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// The names in a directory, sorted; none where there is no directory.
