@@ -4,14 +4,16 @@
 //!   alice ipop -[tc]- eth0 --- switch --- eth0 -[tc]- ipop bob      each with a bpffs for its daemon
 //! ```
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::net::if_::if_nametoindex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tincan_tests::controller::{LinkPlan, Node, connect};
 use tincan_tests::daemon::{DaemonOptions, command_with_pins};
 use tincan_tests::netns::Namespace;
@@ -123,8 +125,10 @@ fn a_new_daemon_goes_on_with_device_port_programs_and_entries() -> Result<()> {
     let pair = Pair::new(Underlay::Dual)?;
     let [mut alice, mut bob] = linked(&pair, &[])?;
     bob.daemon.kill9()?;
-    let (device, port) = (tap_index(&pair.alice)?, alice.daemon.call("status", &serde_json::json!({}))?);
-    let mac = alice.daemon.call("get_state", &serde_json::json!({}))?["local_state"]["_mac"].clone();
+    let device = tap_index(&pair.alice)?;
+    let port = |node: &Node| node.daemon.call("status", &json!({}))?["host"]["plain_port"].as_u64().context("no port");
+    let port_before = port(&alice)?;
+    let mac = alice.daemon.call("get_state", &json!({}))?["local_state"]["_mac"].clone();
     for _ in 0..3 {
         let before = programs(&pair.alice, "eth0")?;
         let counted = alice.counter("kernel_sent")?;
@@ -136,10 +140,9 @@ fn a_new_daemon_goes_on_with_device_port_programs_and_entries() -> Result<()> {
         let log = alice.daemon.log();
         ensure!(log.contains("what a daemon before left is gone on with"), "{log}");
         ensure!(tap_index(&pair.alice)? == device, "another device");
-        let state = alice.daemon.call("get_state", &serde_json::json!({}))?;
+        let state = alice.daemon.call("get_state", &json!({}))?;
         ensure!(state["local_state"]["_mac"] == mac, "another address: {state}");
-        let status = alice.daemon.call("status", &serde_json::json!({}))?;
-        ensure!(status["host"]["plain_port"] == port["host"]["plain_port"], "another port: {status}");
+        ensure!(port(&alice)? == port_before, "another port");
         let after = programs(&pair.alice, "eth0")?;
         ensure!(before.len() == 1 && after.len() == 1 && before != after, "{before:?} became {after:?}");
         ensure!(alice.counter("kernel_sent")? > counted, "the counters begin anew");
@@ -162,6 +165,39 @@ fn a_stopped_daemon_leaves_nothing_unless_it_is_told_to() -> Result<()> {
     let mut alice = Node::start_with(&pair.alice, 1, &options(&[]))?;
     ensure!(alice.daemon.log().contains("what a daemon before left is gone on with"), "{}", alice.daemon.log());
     ensure!(alice.daemon.stop()?, "a daemon did not stop at SIGTERM");
+    nothing_is_left(&pair.alice)
+}
+
+#[test]
+fn pins_that_do_not_fit_are_replaced_with_one_line_and_the_device_stays() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let [mut alice, bob] = linked(&pair, &[])?;
+    let device = tap_index(&pair.alice)?;
+    let directory = |namespace: &Namespace| {
+        let is_map = |path: &PathBuf| path.ends_with("settings");
+        let file = namespace.pinned()?.into_iter().find(is_map).context("no pins")?;
+        file.parent().map(Path::to_owned).context("a file without a directory")
+    };
+    for (damage, said) in [("another layout", "it has layout v0"), ("half written", "map flows")] {
+        alice.daemon.kill9()?;
+        let pins = directory(&pair.alice)?;
+        if damage == "another layout" {
+            fs::rename(&pins, pins.with_file_name("v0"))?;
+        } else {
+            fs::remove_file(pins.join("flows"))?;
+        }
+        alice.restart()?;
+        let log = alice.daemon.log();
+        ensure!(log.matches("what a daemon before left is removed").count() == 1 && log.contains(said), "{log}");
+        ensure!(tap_index(&pair.alice)? == device, "{damage}: another device");
+        ensure!(
+            log.contains("attached, pinned") && directory(&pair.alice)? == pins,
+            "{damage}: not pinned anew: {log}"
+        );
+        wait::until(SOON, "the old program to go", || programs(&pair.alice, "eth0").is_ok_and(|ids| ids.is_empty()))?;
+    }
+    ensure!(alice.daemon.stop()?, "the daemon did not stop at SIGTERM");
+    drop(bob);
     nothing_is_left(&pair.alice)
 }
 

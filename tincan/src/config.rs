@@ -29,6 +29,7 @@ const DEFAULT_LEASE_SECONDS: u64 = 60;
 
 /// Everything the daemon can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct DaemonConfig {
     /// UDP port of the 2014 controller API.
     pub rpc_port: u16,

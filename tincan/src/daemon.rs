@@ -114,7 +114,7 @@ impl Daemon {
         })?;
         let plain = bind_plain(config.plain_port, before.plain_port())?;
         let ports = Arc::new(Ports { secured, plain });
-        let fast_path = FastPath::start(config.fast_path, before, &tap, ports.plain.local_port(), config.lease)?;
+        let fast_path = FastPath::start(config.fast_path, &before, &tap, ports.plain.local_port(), config.lease)?;
         let ice = IceEdge::start(
             IceConfig {
                 tap_name: config.tap.clone(),
@@ -298,11 +298,10 @@ impl Daemon {
     }
 
     fn stop(mut self) {
-        if self.config.keep_links && self.fast_path.leave() {
-            tracing::info!(lease_s = self.config.lease.as_secs(), "stopping; links in the kernel go on for the lease");
-            return;
-        }
         tracing::info!("stopping");
+        if self.config.keep_links && self.fast_path.leave() {
+            tracing::info!(lease_s = self.config.lease.as_secs(), "plain links in the kernel go on for the lease");
+        }
         self.node.trim_all();
         self.carry_out_all();
     }

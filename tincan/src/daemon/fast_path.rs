@@ -110,7 +110,7 @@ impl FastPath {
     /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
     pub(super) fn start(
         wanted: config::FastPath,
-        before: Before,
+        before: &Before,
         tap: &Tap,
         plain_port: u16,
         lease: Duration,
@@ -119,7 +119,7 @@ impl FastPath {
             before.remove(tap, "the kernel engine is switched off")?;
             return Ok(Self::Off);
         }
-        let attached = Attached::new(&before, tap, plain_port, lease).inspect_err(|error| {
+        let attached = Attached::new(before, tap, plain_port, lease).inspect_err(|error| {
             if let Err(left) = before.remove(tap, &format!("{error:#}")) {
                 tracing::warn!("something of a daemon before is left, `tincan cleanup` removes it: {left:#}");
             }
@@ -136,16 +136,14 @@ impl FastPath {
         }
     }
 
-    /// Lets the links in the kernel outlive this daemon by the lease, when this is dropped; false where they cannot.
+    /// Lets go of the links in the kernel, which then outlive this daemon by the lease; false where they cannot.
     pub(super) fn leave(&mut self) -> bool {
         let Self::Attached(attached) = self else { return false };
         let Attached { forwarder, hold } = &mut **attached;
-        let Some(hold) = hold else { return false };
-        let stays = forwarder.leave();
-        if stays {
-            hold.leave();
-        }
-        stays
+        let Some(hold) = hold.as_mut().filter(|_| forwarder.leave()) else { return false };
+        hold.leave();
+        *self = Self::Off;
+        true
     }
 
     /// One phrase for the log and `status`.

@@ -61,12 +61,12 @@ impl Place {
         if !is_bpffs_mounted() {
             return Ok(Vec::new());
         }
-        let named = |name: &OsStr| {
+        let place = |name: &OsStr| {
             let (namespace, tap) = parse_directory_name(name.to_str()?)?;
             Some(Self { path: root().join(name), namespace, tap })
         };
         let names = list(&root()).with_context(|| format!("cannot list {}", root().display()))?;
-        Ok(names.iter().filter_map(|name| named(name)).collect())
+        Ok(names.iter().filter_map(|name| place(name)).collect())
     }
 
     /// The directory.
@@ -218,8 +218,8 @@ fn interface_of(link: &FdLink) -> Option<u32> {
     let of_descriptor = |name: &OsStr| {
         let text = fs::read_to_string(directory.join(name)).ok()?;
         let number = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"))?;
-            line.parse::<u32>().ok()
+            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"))?;
+            value.parse::<u32>().ok()
         };
         (number("link_id") == Some(wanted)).then(|| number("ifindex")).flatten()
     };

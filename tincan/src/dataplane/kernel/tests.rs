@@ -1,5 +1,6 @@
 //! The programs in this machine's kernel: tables of frames through them (`BPF_PROG_TEST_RUN`), and real interfaces.
 
+mod cleanup;
 mod frames;
 mod interfaces;
 mod lease;

@@ -18,13 +18,13 @@ use crate::link::{LinkId, Path as LinkPath, UnderlayRoute};
 use crate::wire::uid::Uid;
 
 /// Stands for the TAP: to the programs any Ethernet device is one.
-const NEAR: &str = "near";
+pub const NEAR: &str = "near";
 /// Stands for an uplink.
-const FAR: &str = "far";
+pub const FAR: &str = "far";
 const LEASE: Duration = Duration::from_secs(60);
 
 /// A network namespace with two interfaces, and a bpffs of its own.
-fn enter_place() -> Place {
+pub fn enter_place() -> Place {
     enter_fresh_namespace();
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
@@ -35,7 +35,7 @@ fn enter_place() -> Place {
     place
 }
 
-fn pinned(place: &Place) -> KernelEngine {
+pub fn pinned(place: &Place) -> KernelEngine {
     let mut engine =
         KernelEngine::load_pinned(place.clone().make().unwrap()).unwrap_or_else(|error| panic!("{error:?}"));
     engine.attach_tap(index_of(NEAR)).unwrap();
@@ -44,7 +44,7 @@ fn pinned(place: &Place) -> KernelEngine {
 }
 
 /// What a daemon that was killed leaves: nothing is taken back.
-fn die(mut engine: KernelEngine) {
+pub fn die(mut engine: KernelEngine) {
     engine.set_staying(true);
 }
 
