@@ -25,6 +25,8 @@ pub const VERDICTS: &str = "verdicts";
 /// One number: until when the entries hold, nanoseconds of `CLOCK_MONOTONIC`. A map of its own, so that the daemon renews it
 /// without touching the settings, and programs read it in one load.
 pub const LEASE: &str = "lease";
+/// The host's own addresses on the underlay, a set: only what is to or from them is looked at by port.
+pub const OWN_ADDRESSES: &str = "own_addresses";
 
 /// Most inner destinations of each family.
 pub const MAX_ROUTES: u32 = 1 << 17;
@@ -32,6 +34,8 @@ pub const MAX_ROUTES: u32 = 1 << 17;
 pub const MAX_FLOWS: u32 = 1 << 14;
 /// Most links with counters.
 pub const MAX_SLOTS: u32 = 1 << 12;
+/// Most own addresses on the underlay.
+pub const MAX_OWN_ADDRESSES: u32 = 256;
 
 /// Per CPU: frames and bytes sent, frames and bytes received. A super-frame counts as the frames it is cut into, and its
 /// headers once.
@@ -43,8 +47,13 @@ pub struct Settings {
     /// Interface index of the TAP; 0 while there is nothing to do.
     pub tap_index: u32,
     pub tap_mac: [u8; 6],
-    /// The plain UDP port, network order.
+    /// The plain UDP port as peers know it, network order.
     pub plain_port: [u8; 2],
+    /// The port user space's socket has, network order; another than `plain_port` where a VXLAN device holds that one so
+    /// that the kernel merges what arrives there.
+    pub socket_port: [u8; 2],
+    /// Mark of packets that were checked and go through a helper device; 0 without one.
+    pub mark: u32,
     /// Which bits of an inner IPv4 address choose the peer.
     pub router_mask: [u8; 4],
     /// Own inner addresses, which no peer may send from.
@@ -88,6 +97,8 @@ pub struct Receiver {
     pub slot: u32,
     /// The 24-bit tag we asked for.
     pub tag: u32,
+    /// Interface index of the veth whose far end merges TCP frames; 0 where the uplink did that, or nobody does.
+    pub merger: u32,
     /// The peer's inner addresses, the IPv4 one cut to the router mask.
     pub ip4: [u8; 4],
     pub ip6: Address,
@@ -118,29 +129,59 @@ macro_rules! join {
 
 impl Settings {
     /// Bytes in the map.
-    pub const SIZE: usize = 36;
+    pub const SIZE: usize = 42;
 
     /// As the map has it.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
-        let Self { tap_index, tap_mac, plain_port, router_mask, own_ip4, own_ip6 } = *self;
-        join!(36; tap_index.to_ne_bytes(), tap_mac, plain_port, router_mask, own_ip4, own_ip6)
+        let Self { tap_index, tap_mac, plain_port, socket_port, mark, router_mask, own_ip4, own_ip6 } = *self;
+        let (tap_index, mark) = (tap_index.to_ne_bytes(), mark.to_ne_bytes());
+        join!(42; tap_index, tap_mac, plain_port, router_mask, own_ip4, own_ip6, socket_port, mark)
     }
 
-    /// From the map.
+    /// From the map, for user space.
     #[must_use]
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let map = SettingsInMap(bytes);
         Self {
-            tap_index: u32::from_ne_bytes(take!(bytes, 0, 4)),
-            tap_mac: take!(bytes, 4, 6),
-            plain_port: take!(bytes, 10, 2),
-            router_mask: take!(bytes, 12, 4),
-            own_ip4: take!(bytes, 16, 4),
-            own_ip6: take!(bytes, 20, 16),
+            tap_index: map.tap_index(),
+            tap_mac: map.tap_mac(),
+            plain_port: map.plain_port(),
+            socket_port: map.socket_port(),
+            mark: map.mark(),
+            router_mask: map.router_mask(),
+            own_ip4: map.own_ip4(),
+            own_ip6: map.own_ip6(),
         }
     }
+}
+
+/// [`Settings`] where they stand in the map, each read when it is needed: a program's stack has 512 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct SettingsInMap<'map>(pub &'map [u8; Settings::SIZE]);
+
+/// Reads one field.
+macro_rules! field {
+    ($name:ident: $kind:ty = $from:literal, $length:literal, $read:expr) => {
+        #[doc = concat!("See [`Settings::", stringify!($name), "`].")]
+        #[must_use]
+        #[inline(always)]
+        pub fn $name(self) -> $kind {
+            let bytes = self.0;
+            $read(take!(bytes, $from, $length))
+        }
+    };
+}
+
+impl SettingsInMap<'_> {
+    field!(tap_index: u32 = 0, 4, u32::from_ne_bytes);
+    field!(tap_mac: [u8; 6] = 4, 6, core::convert::identity);
+    field!(plain_port: [u8; 2] = 10, 2, core::convert::identity);
+    field!(router_mask: [u8; 4] = 12, 4, core::convert::identity);
+    field!(own_ip4: [u8; 4] = 16, 4, core::convert::identity);
+    field!(own_ip6: Address = 20, 16, core::convert::identity);
+    field!(socket_port: [u8; 2] = 36, 2, core::convert::identity);
+    field!(mark: u32 = 38, 4, u32::from_ne_bytes);
 }
 
 impl Sender {
@@ -209,13 +250,13 @@ impl Flow {
 
 impl Receiver {
     /// Bytes in the map.
-    pub const SIZE: usize = 28;
+    pub const SIZE: usize = 32;
 
     /// As the map has it.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
-        let Self { slot, tag, ip4, ip6 } = *self;
-        join!(28; slot.to_ne_bytes(), tag.to_ne_bytes(), ip4, ip6)
+        let Self { slot, tag, merger, ip4, ip6 } = *self;
+        join!(32; slot.to_ne_bytes(), tag.to_ne_bytes(), ip4, ip6, merger.to_ne_bytes())
     }
 
     /// From the map.
@@ -228,6 +269,7 @@ impl Receiver {
             tag: u32::from_ne_bytes(take!(bytes, 4, 4)),
             ip4: take!(bytes, 8, 4),
             ip6: take!(bytes, 12, 16),
+            merger: u32::from_ne_bytes(take!(bytes, 28, 4)),
         }
     }
 }
@@ -261,6 +303,8 @@ mod tests {
             tap_index: 0x0102_0304,
             tap_mac: [5; 6],
             plain_port: [6, 7],
+            socket_port: [9, 10],
+            mark: 11,
             router_mask: [255, 255, 255, 0],
             own_ip4: [8; 4],
             own_ip6: ONE,
@@ -277,7 +321,7 @@ mod tests {
             destination_port: [7, 8],
         };
         assert_eq!(Sender::from_bytes(&sender.to_bytes()), sender);
-        let receiver = Receiver { slot: 1, tag: 2, ip4: [3; 4], ip6: TWO };
+        let receiver = Receiver { slot: 1, tag: 2, merger: 3, ip4: [3; 4], ip6: TWO };
         assert_eq!(Receiver::from_bytes(&receiver.to_bytes()), receiver);
         let flow = Flow { remote: ONE, local: TWO, remote_port: [3, 4], local_port: [5, 6] };
         assert_eq!(Flow::from_bytes(&flow.to_bytes()), flow);

@@ -10,12 +10,16 @@ pub const IPV6: [u8; 2] = [0x86, 0xdd];
 pub const IPV4_LEN: usize = 20;
 /// IPv6 header without extensions.
 pub const IPV6_LEN: usize = 40;
+/// IPv6 fragment header.
+pub const IPV6_FRAGMENT_LEN: usize = 8;
 /// UDP header.
 pub const UDP_LEN: usize = 8;
 /// Protocol numbers.
 pub const TCP: u8 = 6;
 /// See [`TCP`].
 pub const UDP: u8 = 17;
+/// See [`TCP`]: the IPv6 fragment header.
+pub const IPV6_FRAGMENT: u8 = 44;
 
 /// An IPv4 header that the programs handle: version 4, no options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct Ipv4 {
     pub total_len: u16,
     /// A fragment, the first one included.
     pub is_fragment: bool,
+    /// The first of its packet, or whole: what follows the header is the next protocol's header.
+    pub is_first: bool,
 }
 
 /// An IPv6 header: version 6. Extension headers are not looked into.
@@ -55,6 +61,7 @@ pub const fn ipv4(header: &[u8; IPV4_LEN]) -> Option<Ipv4> {
         total_len: u16::from_be_bytes([len_high, len_low]),
         // Any bit but "don't fragment" (RFC 791 section 3.1).
         is_fragment: flags & 0xbf != 0 || offset != 0,
+        is_first: matches!([flags << 3, offset], [0, 0]),
     })
 }
 
@@ -71,6 +78,16 @@ pub fn ipv6(header: &[u8; IPV6_LEN]) -> Option<Ipv6> {
     destination.copy_from_slice(&header[24..40]);
     let payload_len = u16::from_be_bytes([header[4], header[5]]);
     Some(Ipv6 { source, destination, next_header: header[6], payload_len })
+}
+
+/// What follows an IPv6 fragment header (RFC 8200 section 4.5) that belongs to the first fragment; `None` for later ones.
+#[must_use]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
+pub const fn ipv6_first_fragment(header: &[u8; IPV6_FRAGMENT_LEN]) -> Option<u8> {
+    let [next_header, _, offset_high, offset_low, ..] = *header;
+    // The lower three bits are no part of the offset.
+    if offset_high == 0 && offset_low & 0xf8 == 0 { Some(next_header) } else { None }
 }
 
 /// Whether a frame to this address goes to more than one peer: multicast, and what may be a subnet's broadcast (2014).
@@ -141,7 +158,9 @@ mod tests {
         for (flags, offset) in [(0x20, 0), (0, 1), (0x1f, 0), (0x80, 0)] {
             let mut fragment = HEADER;
             (fragment[6], fragment[7]) = (flags, offset);
-            assert!(ipv4(&fragment).unwrap().is_fragment, "{flags} {offset}");
+            let read = ipv4(&fragment).unwrap();
+            assert!(read.is_fragment, "{flags} {offset}");
+            assert_eq!(read.is_first, flags << 3 == 0 && offset == 0, "{flags} {offset}");
         }
         for first in [0x46, 0x44, 0x65, 0] {
             assert_eq!(ipv4(&[&[first], &HEADER[1..]].concat().try_into().unwrap()), None);
@@ -164,6 +183,14 @@ mod tests {
         assert_eq!((read.source[0], read.destination[15], read.next_header, read.payload_len), (0xfd, 2, UDP, 9));
         header[0] = 0x45;
         assert_eq!(ipv6(&header), None);
+    }
+
+    #[test]
+    fn only_the_first_ipv6_fragment_shows_the_next_header() {
+        assert_eq!(ipv6_first_fragment(&[UDP, 0, 0, 1, 1, 2, 3, 4]), Some(UDP));
+        for later in [[0, 8], [1, 0], [0xff, 0xf9]] {
+            assert_eq!(ipv6_first_fragment(&[UDP, 0, later[0], later[1], 1, 2, 3, 4]), None, "{later:?}");
+        }
     }
 
     #[test]

@@ -24,13 +24,18 @@ pub enum KernelVerdict {
     UpTag,
     /// From the uplink: an inner source that is not the peer's, a group, or no IP.
     UpSource,
+    /// From a peer, checked: the VXLAN device decapsulates it (super-frames other than TCP), or the merging veth sees it
+    /// first (single TCP frames); then it is `Delivered`.
+    HandedOver,
+    /// From the VXLAN device or the merging veth without having been checked before; the frame is lost.
+    Refused,
     /// The kernel refused a step when there was no way back; the frame is lost.
     Broken,
 }
 
 impl KernelVerdict {
     /// Every verdict, in order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Sent,
         Self::Delivered,
         Self::UpUnrouted,
@@ -41,11 +46,13 @@ impl KernelVerdict {
         Self::UpShape,
         Self::UpTag,
         Self::UpSource,
+        Self::HandedOver,
+        Self::Refused,
         Self::Broken,
     ];
 
     /// Slots of the map.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 13;
 
     /// The slot of this verdict.
     #[must_use]
@@ -67,6 +74,8 @@ impl KernelVerdict {
             Self::UpShape => "kernel_up_shape",
             Self::UpTag => "kernel_up_tag",
             Self::UpSource => "kernel_up_source",
+            Self::HandedOver => "kernel_handed_over",
+            Self::Refused => "kernel_refused",
             Self::Broken => "kernel_broken",
         }
     }

@@ -39,7 +39,7 @@ pub fn forward(context: &TcContext) -> Result<i32, KernelVerdict> {
             if inner::is_group4(ip.destination) {
                 return Err(KernelVerdict::UpUnrouted);
             }
-            let sender = maps::route4(&inner::masked(ip.destination, settings.router_mask));
+            let sender = maps::route4(&inner::masked(ip.destination, settings.router_mask()));
             (sender, ip.protocol, IPV4_LEN)
         }
         IPV6 => {

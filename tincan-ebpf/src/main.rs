@@ -7,6 +7,10 @@
 //!                       user space reads the TAP                     user space's plain UDP port
 //! ```
 //!
+//! A VXLAN device may hold the plain port, so that the kernel merges TCP frames before `uplink_ingress` sees them; then
+//! `port_ingress` and `port_egress` translate the port for user space's socket, and `checked_ingress` guards that device.
+//! It also takes TCP frames that went through a veth to be merged where the uplink does not.
+//!
 //! An entry point only decides; the maps and packet access have their own files. Nothing here holds policy: user space
 //! writes the entries, the programs write counters, and what a program does not carry goes up untouched.
 
@@ -17,6 +21,7 @@ mod egress;
 mod ingress;
 mod maps;
 mod packet;
+mod port;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -26,31 +31,51 @@ use tincan_common::kernel_verdict::KernelVerdict;
 /// Sends a peer's frames; the rest passes to user space.
 #[classifier]
 pub fn tap_egress(context: TcContext) -> i32 {
-    conclude(egress::forward(&context), KernelVerdict::Sent)
+    conclude(egress::forward(&context).map(|action| (action, KernelVerdict::Sent)))
 }
 
 /// Takes peers' frames out of their datagrams; the rest passes to the host.
 #[classifier]
 pub fn uplink_ingress(context: TcContext) -> i32 {
     match ingress::deliver(&context) {
-        Some(outcome) => conclude(outcome, KernelVerdict::Delivered),
+        Some(outcome) => conclude(outcome),
         None => TC_ACT_UNSPEC,
     }
+}
+
+/// Behind `uplink_ingress`: tells user space's socket what came for the plain port.
+#[classifier]
+pub fn port_ingress(context: TcContext) -> i32 {
+    port::to_socket(&context);
+    TC_ACT_UNSPEC
+}
+
+/// Gives what user space's socket sends the port that peers know.
+#[classifier]
+pub fn port_egress(context: TcContext) -> i32 {
+    port::to_network(&context);
+    TC_ACT_UNSPEC
+}
+
+/// Takes checked frames from the VXLAN device or the merging veth to the TAP; nothing else comes in there.
+#[classifier]
+pub fn checked_ingress(context: TcContext) -> i32 {
+    conclude(ingress::deliver_checked(&context).map(|action| (action, KernelVerdict::Delivered)))
 }
 
 /// Counts, and says what the kernel does next.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see the action in the program itself")]
-fn conclude(outcome: Result<i32, KernelVerdict>, success: KernelVerdict) -> i32 {
+fn conclude(outcome: Result<(i32, KernelVerdict), KernelVerdict>) -> i32 {
     match outcome {
-        Ok(action) => {
-            maps::count_verdict(success);
+        Ok((action, verdict)) => {
+            maps::count_verdict(verdict);
             action
         }
         Err(verdict) => {
             maps::count_verdict(verdict);
             // The next program of the TCX chain decides; after the last one the frame passes.
-            if matches!(verdict, KernelVerdict::Broken) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+            if matches!(verdict, KernelVerdict::Broken | KernelVerdict::Refused) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
         }
     }
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use tincan_common::entries::{Flow, MAX_FLOWS, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings};
+use tincan_common::entries::{Address, Flow, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings, SettingsInMap};
 use tincan_common::kernel_verdict::KernelVerdict;
 
 use crate::packet;
@@ -16,6 +16,8 @@ static ROUTES4: HashMap<[u8; 4], [u8; Sender::SIZE]> = HashMap::with_max_entries
 static ROUTES6: HashMap<[u8; 16], [u8; Sender::SIZE]> = HashMap::with_max_entries(MAX_ROUTES, BPF_F_NO_PREALLOC);
 #[map(name = "flows")]
 static FLOWS: HashMap<[u8; Flow::SIZE], [u8; Receiver::SIZE]> = HashMap::with_max_entries(MAX_FLOWS, BPF_F_NO_PREALLOC);
+#[map(name = "own_addresses")]
+static OWN_ADDRESSES: HashMap<Address, u8> = HashMap::with_max_entries(MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map(name = "traffic")]
 static TRAFFIC: PerCpuArray<RawTraffic> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 #[map(name = "lease")]
@@ -26,10 +28,10 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(KernelVerdict:
 /// What every frame needs; `None` while user space has nothing to do, and when no daemon has renewed the lease in time.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
-pub fn settings() -> Option<Settings> {
-    let settings = Settings::from_bytes(SETTINGS.get(0)?);
+pub fn settings() -> Option<SettingsInMap<'static>> {
+    let settings = SettingsInMap(SETTINGS.get(0)?);
     let lease_end = *LEASE.get(0)?;
-    (settings.tap_index != 0 && packet::now() < lease_end).then_some(settings)
+    (settings.tap_index() != 0 && packet::now() < lease_end).then_some(settings)
 }
 
 /// How to send to whoever has this inner IPv4 address, cut to the router mask.
@@ -55,6 +57,14 @@ pub fn route6(destination: &[u8; 16]) -> Option<Sender> {
 pub fn receiver(flow: &Flow) -> Option<Receiver> {
     // SAFETY: as in `route4`.
     unsafe { FLOWS.get(&flow.to_bytes()) }.map(Receiver::from_bytes)
+}
+
+/// Whether this is an address of the host on the underlay.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
+pub fn is_own(address: &Address) -> bool {
+    // SAFETY: only whether there is an entry matters.
+    unsafe { OWN_ADDRESSES.get(address) }.is_some()
 }
 
 /// Adds to what a link sent.

@@ -61,6 +61,14 @@ pub fn read<const N: usize>(context: &TcContext, offset: usize) -> Option<[u8; N
     Some(unsafe { *(start as *const [u8; N]) })
 }
 
+/// The packet's mark.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the verifier follows the context pointer within one function")]
+pub fn mark(context: &TcContext) -> u32 {
+    // SAFETY: the kernel gives the program a valid context; the field is read whole, at its own offset.
+    unsafe { ptr::read_volatile(&raw const (*context.skb.skb).mark) }
+}
+
 /// Two random bytes.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "a helper's call")]
@@ -85,6 +93,15 @@ pub fn now() -> u64 {
 pub fn redirect_to_neighbour(interface: u32) -> i32 {
     // SAFETY: a helper without pointers: the null parameters mean a lookup by the packet itself (Linux 5.10).
     let action = unsafe { bpf_redirect_neigh(interface, ptr::null_mut(), 0, 0) };
+    action as i32
+}
+
+/// Sends the frame out of an interface as it is.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a tail of the program")]
+pub fn redirect_out_of(interface: u32) -> i32 {
+    // SAFETY: a helper without pointers.
+    let action = unsafe { bpf_redirect(interface, 0) };
     action as i32
 }
 

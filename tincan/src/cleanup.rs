@@ -78,7 +78,7 @@ async fn remove_helpers(tap: Option<&str>, report: &mut CleanupReport) -> anyhow
     let netlink = Netlink::new()?;
     for helper in netlink.helpers().await? {
         if tap.is_none_or(|tap| tap == helper.tap) && if_nametoindex(helper.tap.as_str()).is_err() {
-            netlink.remove_helper(&helper).await?;
+            netlink.remove_device(helper.index).await?;
             report.removed.push(Removed::Helper(helper.name));
         }
     }

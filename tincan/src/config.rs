@@ -13,6 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::link::LEASE;
 use crate::wire::fingerprint::{Fingerprint, FingerprintKind};
 
 /// The file that is read when none is named.
@@ -24,9 +25,6 @@ const LONGEST_INTERFACE_NAME: usize = 15;
 /// How long links may go on without their daemon, seconds: longer than the daemon's own pauses, and short of what a peer
 /// that is gone would have to bear.
 const LEASE_SECONDS: std::ops::RangeInclusive<u64> = 5..=3600;
-/// Twice the consent of RFC 7675: long enough for a restart by a service manager, or an upgrade.
-const DEFAULT_LEASE_SECONDS: u64 = 60;
-
 /// Everything the daemon can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
@@ -53,7 +51,7 @@ pub struct DaemonConfig {
     pub plain_port: u16,
     /// Whether kernel programs are used.
     pub fast_path: FastPath,
-    /// How long plain links in the kernel outlive a daemon that died.
+    /// How long plain links go on without their daemon, or without an answer of the peer's.
     pub lease: Duration,
     /// Whether they outlive one that was stopped, too.
     pub keep_links: bool,
@@ -221,8 +219,9 @@ impl DaemonOptions {
         let mtu = self.mtu.unwrap_or(1280);
         anyhow::ensure!((1280..=9000).contains(&mtu), "mtu is {mtu}: give 1280 (IPv6's minimum) to 9000 bytes");
         let (secured_port, plain_port) = (self.secured_port.unwrap_or(0), self.plain_port.unwrap_or(0));
-        let lease = self.lease.unwrap_or(DEFAULT_LEASE_SECONDS);
-        anyhow::ensure!(LEASE_SECONDS.contains(&lease), "lease is {lease}: give 5 to 3600 seconds");
+        let lease = self.lease.map_or(LEASE, Duration::from_secs);
+        let shown = lease.as_secs();
+        anyhow::ensure!(LEASE_SECONDS.contains(&shown), "lease is {shown}: give 5 to 3600 seconds");
         let rpc_port = self.rpc_port.unwrap_or(5800);
         check_ports([("rpc-port", rpc_port), ("secured-port", secured_port), ("plain-port", plain_port)])?;
         let rpc_addresses =
@@ -240,7 +239,7 @@ impl DaemonOptions {
             secured_port,
             plain_port,
             fast_path: self.fast_path.unwrap_or_default(),
-            lease: Duration::from_secs(lease),
+            lease,
             keep_links: self.keep_links.unwrap_or(false),
             fingerprint: match self.fingerprint {
                 None | Some(Digest::Sha256) => FingerprintKind::Sha256,

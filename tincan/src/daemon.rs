@@ -5,7 +5,12 @@
 
 mod fast_path;
 mod host;
+mod liveness;
+mod merging;
+mod merging_veth;
 mod outputs;
+mod predecessor;
+mod resume;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +22,13 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::{DaemonConfig, LogControl};
-use crate::daemon::fast_path::{Before, FastPath};
+use crate::daemon::fast_path::FastPath;
+use crate::daemon::host::PortWish;
+use crate::daemon::liveness::Liveness;
+use crate::daemon::predecessor::Predecessor;
+use crate::daemon::resume::{Found, Keeper};
 use crate::dataplane::engine::{Engine, EngineConfig};
-use crate::dataplane::port::{Ports, UdpPort};
+use crate::dataplane::port::Ports;
 use crate::dataplane::{Command, EngineEvent};
 use crate::dtls::Identity;
 use crate::edge::ice::{IceConfig, IceEdge};
@@ -29,7 +38,6 @@ use crate::edge::rpc::udp::{UdpDoor, UdpInput};
 use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
-use crate::link::PortKind;
 use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
@@ -58,6 +66,8 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    liveness: Liveness,
+    keeper: Keeper,
     counters: host::LoopCounters,
 }
 
@@ -66,12 +76,15 @@ pub async fn run(config: DaemonConfig, log: LogControl) -> anyhow::Result<()> {
     let (engine_events, mut engine_inbox) = mpsc::channel(EVENT_QUEUE);
     let (ice_events, mut ice_inbox) = mpsc::channel(EVENT_QUEUE);
     let (xmpp_events, mut xmpp_inbox) = mpsc::channel(EVENT_QUEUE);
-    let mut daemon = Daemon::start(config, log, engine_events, ice_events, xmpp_events)?;
+    let (mut daemon, found) = Daemon::start(config, log, engine_events, ice_events, xmpp_events).await?;
+    if let Some(found) = found {
+        daemon.resume(found).await;
+    }
     daemon.announce();
     let result = daemon.serve(&mut engine_inbox, &mut ice_inbox, &mut xmpp_inbox).await;
     // Who waits for room in these gets an error instead, and can end.
     drop((engine_inbox, ice_inbox, xmpp_inbox));
-    daemon.stop();
+    daemon.stop().await;
     result
 }
 
@@ -82,46 +95,39 @@ async fn wait_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// The port of plain links. Where any will do, the one that peers of the daemon before send to is tried first.
-fn bind_plain(wanted: u16, before: Option<u16>) -> anyhow::Result<UdpPort> {
-    if let Some(before) = before.filter(|_| wanted == 0)
-        && let Ok(port) = UdpPort::bind(PortKind::Plain, before)
-    {
-        return Ok(port);
-    }
-    UdpPort::bind(PortKind::Plain, wanted)
-        .with_context(|| format!("cannot bind UDP port {wanted}: choose another with --plain-port, or 0 for any"))
-}
-
 impl Daemon {
-    /// Opens every resource, in the order in which a failure is cheapest to report.
-    fn start(
+    /// Opens every resource, in the order in which a failure is cheapest to report. Beside it, what a killed daemon left.
+    async fn start(
         config: DaemonConfig,
         log: LogControl,
         engine_events: mpsc::Sender<EngineEvent>,
         ice_events: mpsc::Sender<IceEvent>,
         xmpp_events: mpsc::Sender<XmppEvent>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Option<Found>)> {
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
         let netlink = Netlink::new()?;
-        let before = Before::look(&config.tap);
-        let tap = before.tap(&config.tap)?;
+        let predecessor = Predecessor::look(&config.tap);
+        let tap = predecessor.tap(&config.tap)?;
         let mac = tap.mac();
-        let secured = UdpPort::bind(PortKind::Secured, config.secured_port).with_context(|| {
-            format!("cannot bind UDP port {}: choose another with --secured-port, or 0 for any", config.secured_port)
-        })?;
-        let plain = bind_plain(config.plain_port, before.plain_port())?;
-        let ports = Arc::new(Ports { secured, plain });
-        let fast_path = FastPath::start(config.fast_path, &before, &tap, ports.plain.local_port(), config.lease)?;
+        let found = resume::find(&config);
+        let port_before = found.as_ref().map(Found::plain_port).or_else(|| predecessor.plain_port());
+        let wish = PortWish { fixed: config.plain_port, before: port_before };
+        let mut fast_path = FastPath::start(config.fast_path, &netlink, &predecessor, &tap, wish, config.lease).await?;
+        let held = fast_path.held_port();
+        let ports = host::bind_ports(&config, wish, held).map(Arc::new)?;
+        let socket = ports.plain.local_port();
+        fast_path.open(&netlink, socket).await;
         let ice = IceEdge::start(
             IceConfig {
                 tap_name: config.tap.clone(),
                 netlink: netlink.clone(),
                 transmit: ports.clone(),
                 secured_port: ports.secured.local_port(),
-                plain_port: ports.plain.local_port(),
+                plain_port: held.unwrap_or(socket),
+                direct_plain_port: held.and(Some(socket)),
+                lease: config.lease,
             },
             ice_events,
         );
@@ -135,7 +141,8 @@ impl Daemon {
             },
             xmpp_events,
         );
-        Ok(Self {
+        let keeper = Keeper::start(&config)?;
+        let daemon = Self {
             config,
             log,
             node,
@@ -150,8 +157,11 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            liveness: Liveness::default(),
+            keeper,
             counters: host::LoopCounters::default(),
-        })
+        };
+        Ok((daemon, found))
     }
 
     /// Until a signal, or until a part of the daemon failed.
@@ -167,6 +177,7 @@ impl Daemon {
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
+            let snapshot_due = self.keeper.deadline().map(tokio::time::Instant::from_std);
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -186,11 +197,16 @@ impl Daemon {
                 event = xmpp_inbox.recv() => {
                     self.handle_xmpp(event.context("the XMPP session is gone; its last words are in the log")?);
                 }
-                _ = recheck.tick() => self.fast_path.recheck(),
+                _ = recheck.tick() => {
+                    self.fast_path.recheck(&self.netlink).await;
+                    self.tell_traffic();
+                }
+                () = wait_until(snapshot_due) => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
             self.fast_path.settle(&self.netlink).await;
+            self.keep_snapshot();
         }
     }
 
@@ -228,6 +244,9 @@ impl Daemon {
 
     /// Carries out a call; what it changed reaches the edges before its caller hears of it.
     async fn handle_request(&mut self, sender: Option<SocketAddr>, request: Request) -> Answer {
+        if !matches!(request, Request::GetState { .. }) {
+            self.keeper.changed();
+        }
         let answer = if let Request::SetLocalIp(local) = request {
             self.set_local(local).await
         } else if let Request::SetCallbackEndpoint { ip, port } = &request {
@@ -297,12 +316,15 @@ impl Daemon {
         }
     }
 
-    fn stop(mut self) {
+    async fn stop(mut self) {
         tracing::info!("stopping");
-        if self.config.keep_links && self.fast_path.leave() {
+        let stay = self.config.keep_links && self.fast_path.leave();
+        if stay {
             tracing::info!(lease_s = self.config.lease.as_secs(), "plain links in the kernel go on for the lease");
         }
+        self.end_snapshot(stay);
         self.node.trim_all();
         self.carry_out_all();
+        self.fast_path.stop(&self.netlink).await;
     }
 }

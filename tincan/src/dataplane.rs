@@ -29,6 +29,8 @@ pub enum Command {
     SetSwitchMode { enabled: bool },
     /// `set_remote_ip`: inner addresses of a peer. They stay when its link goes.
     MapPeer { uid: Uid, ip4: Ipv4Addr, ip6: Ipv6Addr },
+    /// A peer has its inner addresses no more.
+    UnmapPeer { uid: Uid },
     /// A link exists; frames for it wait in a bounded queue until it forwards.
     AddLink { link: LinkId, uid: Uid, protection: Protection },
     /// The 24-bit tag the peer of a plain link wants in frames to it.

@@ -7,6 +7,9 @@ use crate::link::{CandidateKind, LinkId, Path, PortKind, Role};
 use crate::wire::candidate::Candidate;
 use crate::wire::request::TurnServer;
 
+/// Length of our user name fragments; every signalled name of ours has it.
+pub const UFRAG_LENGTH: usize = 16;
+
 /// What the node asks of ICE.
 #[derive(Clone, Debug, PartialEq)]
 pub enum IceCommand {
@@ -17,10 +20,31 @@ pub enum IceCommand {
     /// Begin a later generation beside the running one: same candidates, credentials derived from generation 0's, so
     /// nothing has to be signalled.
     Restart { link: LinkId, generation: u32 },
+    /// A link of the daemon before this one goes on where it was; nothing is gathered, its pair is checked at once.
+    Resume { link: LinkId, port: PortKind, role: Role, resumption: Box<Resumption> },
+    /// Frames of the peer came along the selected pair since this was said last.
+    TrafficSeen { link: LinkId },
     /// Forget the link and everything gathered for it.
     Close { link: LinkId },
     /// `set_network_ignore_list`: affects later gatherings.
     IgnoreInterfaces { names: Vec<String> },
+}
+
+/// What a link needs to go on in another process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resumption {
+    /// What was offered to the peer, with the own credentials of generation 0; never empty.
+    pub own: Vec<Candidate>,
+    /// What the peer offered; never empty.
+    pub peer: Vec<Candidate>,
+    /// The generation whose pair carries the link.
+    pub generation: u32,
+    /// Its pair, a direct one.
+    pub pair: SelectedPair,
+    /// Whether the peer was taken for being there.
+    pub reachable: bool,
+    /// How long ago the peer answered a check.
+    pub silence: Duration,
 }
 
 /// What ICE tells the node.

@@ -2,6 +2,11 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// How long a plain link outlives the daemon at its one end: the other end keeps it for no longer on frames alone, and a
+/// daemon that starts later than that does not resume it.
+pub const LEASE: Duration = Duration::from_secs(60);
 
 /// Names one link for the life of the process; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,15 +7,17 @@
 mod calls;
 mod link;
 mod report;
+mod resume;
 mod service;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use crate::ice::{IceCommand, IceEvent};
 use crate::link::{LinkId, Path, Role, Traffic};
 use crate::node::link::Link;
+pub use crate::node::resume::Confirmation;
 use crate::node::service::Signalling;
 pub use crate::node::service::{Service, ServiceState};
 use crate::wire::fingerprint::Fingerprint;
@@ -54,6 +56,8 @@ pub enum Output {
     RemoveLink { link: LinkId },
     /// Inner addresses of a peer.
     MapPeer { uid: Uid, ip4: Ipv4Addr, ip6: Ipv6Addr },
+    /// A peer has them no more.
+    UnmapPeer { uid: Uid },
     /// `set_switchmode` for the data plane.
     SetSwitchMode { enabled: bool },
     /// `set_logging`.
@@ -93,6 +97,13 @@ struct Local {
     fingerprint: Fingerprint,
 }
 
+/// Facts of the daemon before that a controller may still replace.
+#[derive(Debug, Default)]
+struct Unconfirmed {
+    local: bool,
+    addresses: BTreeSet<Uid>,
+}
+
 /// One node of the overlay.
 #[derive(Debug)]
 pub struct Node {
@@ -104,6 +115,8 @@ pub struct Node {
     owner_of_ip6: BTreeMap<Ipv6Addr, Uid>,
     links: BTreeMap<Uid, Link>,
     uid_of_link: BTreeMap<LinkId, Uid>,
+    /// What came from a snapshot, and no controller has said again yet.
+    unconfirmed: Unconfirmed,
     next_link: u32,
     random: u64,
     outputs: VecDeque<Output>,
@@ -122,6 +135,7 @@ impl Node {
             owner_of_ip6: BTreeMap::new(),
             links: BTreeMap::new(),
             uid_of_link: BTreeMap::new(),
+            unconfirmed: Unconfirmed::default(),
             next_link: 1,
             random: seed,
             outputs: VecDeque::new(),
@@ -169,7 +183,7 @@ impl Node {
             IceEvent::Reconnected { link: _, generation } => link.handle_reconnected(now, generation, outputs),
             IceEvent::Failed { link: _, generation } => link.handle_failed(now, generation, jitter),
             IceEvent::PeerRestarted { link: _, generation } => link.handle_peer_restarted(now, generation, outputs),
-            IceEvent::RoundTrip { link: _, rtt } => link.rtt = Some(rtt),
+            IceEvent::RoundTrip { link: _, rtt } => link.handle_round_trip(now, rtt),
         });
     }
 

@@ -6,7 +6,7 @@ pub mod control;
 pub mod fingerprint;
 pub mod json_rpc;
 #[cfg(test)]
-mod mutation;
+pub(crate) mod mutation;
 pub mod notification;
 pub mod request;
 pub mod stanza;

@@ -1,15 +1,19 @@
 //! The kernel engine as the daemon has it: there, switched off, or refused with a reason.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Context;
-use nix::net::if_::if_nametoindex;
+use anyhow::{Context, anyhow};
 
 use crate::config;
-use crate::dataplane::kernel::KernelEngine;
+use crate::daemon::host::PortWish;
+use crate::daemon::merging::Merging;
+use crate::daemon::merging_veth::MergingVeth;
+use crate::daemon::predecessor::Predecessor;
 use crate::dataplane::kernel::forwarder::Forwarder;
-use crate::dataplane::kernel::pins::{Left, Place};
+use crate::dataplane::kernel::interface_name;
 use crate::dataplane::table::Local;
+use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
 use crate::edge::tap::{Tap, TapHold};
 use crate::link::LinkId;
@@ -33,113 +37,52 @@ pub(super) enum FastPath {
     Unavailable(String),
 }
 
-/// The programs, and the TAP as long as it outlives this process with them.
+/// The programs, the devices that merge for them, and the TAP as long as it outlives this process with them.
 pub(super) struct Attached {
     forwarder: Forwarder,
+    tap: String,
     hold: Option<TapHold>,
-}
-
-/// What a daemon before left in the kernel for the own TAP.
-pub(super) struct Before {
-    /// Where it would be, or why nothing can be pinned here.
-    place: anyhow::Result<Place>,
-    left: Left,
-}
-
-impl Before {
-    /// Looks; changes nothing.
-    pub(super) fn look(tap: &str) -> Self {
-        let place = Place::of(tap);
-        let left = place.as_ref().map_or(Left::Nothing, Place::look);
-        Self { place, left }
-    }
-
-    /// The TAP: the one that was left, if it is ours, or a new one.
-    pub(super) fn tap(&self, name: &str) -> anyhow::Result<Tap> {
-        let is_ours = self.place.as_ref().is_ok_and(Place::owns_tap);
-        if is_ours && if_nametoindex(name).is_ok() { Tap::adopt(name) } else { Tap::create(name) }
-    }
-
-    /// The port of plain links whose entries were left.
-    pub(super) fn plain_port(&self) -> Option<u16> {
-        match &self.left {
-            Left::Whole(settings) => Some(u16::from_be_bytes(settings.plain_port)).filter(|port| *port != 0),
-            Left::Nothing | Left::Unfit(_) => None,
-        }
-    }
-
-    /// Removes what was left, if anything, and says so in one line.
-    fn remove(&self, tap: &Tap, reason: &str) -> anyhow::Result<()> {
-        let (Ok(place), Left::Whole(_) | Left::Unfit(_)) = (&self.place, &self.left) else { return Ok(()) };
-        tracing::info!(pins = %place.path().display(), "what a daemon before left is removed: {reason}");
-        tap.end_hold()?;
-        place.remove()
-    }
-
-    /// Loads the programs, pinned where that is possible.
-    fn load(&self, tap: &Tap) -> anyhow::Result<KernelEngine> {
-        let place = match &self.place {
-            Ok(place) => place.clone(),
-            Err(error) => return load_unpinned(&format!("{error:#}")),
-        };
-        match &self.left {
-            Left::Nothing => {}
-            Left::Unfit(reason) => self.remove(tap, reason)?,
-            Left::Whole(_) => match place.clone().make().and_then(KernelEngine::load_pinned) {
-                Ok(engine) => {
-                    tracing::info!(pins = %place.path().display(), "what a daemon before left is gone on with");
-                    return Ok(engine);
-                }
-                Err(error) => self.remove(tap, &format!("{error:#}"))?,
-            },
-        }
-        match place.make().and_then(KernelEngine::load_pinned) {
-            Ok(engine) => Ok(engine),
-            Err(error) => load_unpinned(&format!("{error:#}")),
-        }
-    }
-}
-
-fn load_unpinned(reason: &str) -> anyhow::Result<KernelEngine> {
-    let engine = KernelEngine::load()?;
-    tracing::info!("links end with this daemon: {reason}");
-    Ok(engine)
+    /// Merging, or why there is none.
+    merging: Result<Merging, String>,
+    veth: MergingVeth,
+    /// Mark of packets that were checked and go through a helper device; never 0.
+    mark: u32,
 }
 
 impl FastPath {
     /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
-    pub(super) fn start(
+    pub(super) async fn start(
         wanted: config::FastPath,
-        before: &Before,
+        netlink: &Netlink,
+        predecessor: &Predecessor,
         tap: &Tap,
-        plain_port: u16,
+        wish: PortWish,
         lease: Duration,
     ) -> anyhow::Result<Self> {
         if wanted == config::FastPath::Off {
-            before.remove(tap, "the kernel engine is switched off")?;
+            predecessor.remove(netlink, tap, "the kernel engine is switched off").await?;
             return Ok(Self::Off);
         }
-        let attached = Attached::new(before, tap, plain_port, lease).inspect_err(|error| {
-            if let Err(left) = before.remove(tap, &format!("{error:#}")) {
-                tracing::warn!("something of a daemon before is left, `tincan cleanup` removes it: {left:#}");
-            }
-        });
-        match attached {
-            Ok(attached) => Ok(Self::Attached(Box::new(attached))),
-            Err(error) if wanted == config::FastPath::On => {
-                Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
-            }
-            Err(error) => {
-                tracing::warn!("the kernel engine cannot run, user space carries everything: {error:#}");
-                Ok(Self::Unavailable(format!("{error:#}")))
-            }
+        let refusal = match Attached::new(netlink, predecessor, tap, wish, lease).await {
+            Ok(attached) => return Ok(Self::Attached(Box::new(attached))),
+            Err(refusal) => refusal,
+        };
+        if let Err(error) = predecessor.remove(netlink, tap, &format!("{refusal:#}")).await {
+            tracing::warn!("something of a daemon before is left, `tincan cleanup` removes it: {error:#}");
         }
+        if wanted == config::FastPath::On {
+            return Err(
+                refusal.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off")
+            );
+        }
+        tracing::warn!("the kernel engine cannot run, user space carries everything: {refusal:#}");
+        Ok(Self::Unavailable(format!("{refusal:#}")))
     }
 
     /// Lets go of the links in the kernel, which then outlive this daemon by the lease; false where they cannot.
     pub(super) fn leave(&mut self) -> bool {
         let Self::Attached(attached) = self else { return false };
-        let Attached { forwarder, hold } = &mut **attached;
+        let Attached { forwarder, hold, .. } = &mut **attached;
         let Some(hold) = hold.as_mut().filter(|_| forwarder.leave()) else { return false };
         hold.leave();
         *self = Self::Off;
@@ -149,8 +92,13 @@ impl FastPath {
     /// One phrase for the log and `status`.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Attached(attached) if attached.hold.is_some() => "attached, pinned".to_owned(),
-            Self::Attached(_) => "attached".to_owned(),
+            Self::Attached(attached) => {
+                let pinned = if attached.hold.is_some() { "attached, pinned" } else { "attached" };
+                match &attached.merging {
+                    Ok(merging) => format!("{pinned}, {}", merging.describe()),
+                    Err(reason) => format!("{pinned}, not merging on receive: {reason}"),
+                }
+            }
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
         }
@@ -161,6 +109,38 @@ impl FastPath {
         match self {
             Self::Attached(attached) => Some(&attached.forwarder),
             Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// The plain port that the VXLAN device holds, if it does: then the socket needs another.
+    pub(super) fn held_port(&self) -> Option<u16> {
+        match self {
+            Self::Attached(attached) => attached.merging.as_ref().ok().map(|merging| merging.port),
+            Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// Tells the programs about the ports and the underlay: from then on datagrams for the plain port reach `socket`.
+    pub(super) async fn open(&mut self, netlink: &Netlink, socket: u16) {
+        let held = self.held_port();
+        let Self::Attached(attached) = self else { return };
+        if let Err(error) = attached.forwarder.set_ports(held.unwrap_or(socket), socket, attached.mark) {
+            tracing::warn!("the kernel engine took no settings, user space carries everything: {error:#}");
+        }
+        attached.tend(netlink).await;
+    }
+
+    /// Removes what is not gone with the programs.
+    pub(super) async fn stop(&self, netlink: &Netlink) {
+        let Self::Attached(attached) = self else { return };
+        let device = match &attached.merging {
+            Ok(merging) => merging.stop(netlink).await,
+            Err(_) => Ok(()),
+        };
+        for removed in [device, attached.veth.stop(netlink).await] {
+            if let Err(error) = removed {
+                tracing::warn!("{error:#}");
+            }
         }
     }
 
@@ -191,6 +171,8 @@ impl FastPath {
         let Some(forwarder) = self.forwarder_mut() else { return };
         if let Output::MapPeer { uid, ip4, ip6 } = output {
             forwarder.map_peer(*uid, *ip4, *ip6);
+        } else if let Output::UnmapPeer { uid } = output {
+            forwarder.unmap_peer(*uid);
         } else if let Output::OpenLink { link, uid, role: _, protection } = output {
             open_link(forwarder, *link, *uid, protection);
         } else if let Output::SetSendTag { link, vni } = output {
@@ -214,30 +196,83 @@ impl FastPath {
         }
     }
 
-    /// Every link is looked at again by the next [`FastPath::settle`], and the programs hear that the daemon lives.
-    pub(super) fn recheck(&mut self) {
-        let Some(forwarder) = self.forwarder_mut() else { return };
-        if let Err(error) = forwarder.renew_lease() {
+    /// Says that the daemon lives and looks at the underlay again; every link is looked at by the next
+    /// [`FastPath::settle`].
+    pub(super) async fn recheck(&mut self, netlink: &Netlink) {
+        let Self::Attached(attached) = self else { return };
+        if let Err(error) = attached.forwarder.renew_lease() {
             tracing::warn!("the kernel engine's lease cannot be renewed, user space will carry everything: {error:#}");
         }
-        forwarder.recheck();
+        attached.tend(netlink).await;
+        attached.forwarder.recheck();
     }
+}
+
+impl Attached {
+    async fn new(
+        netlink: &Netlink,
+        predecessor: &Predecessor,
+        tap: &Tap,
+        wish: PortWish,
+        lease: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut engine = predecessor.load(netlink, tap).await?;
+        engine.attach_tap(tap.index())?;
+        let is_pinned = engine.is_pinned();
+        let mut forwarder = Forwarder::new(engine, tap.index(), tap.mac(), lease)?;
+        let hold = is_pinned.then(|| tap.hold()).transpose().context("cannot let the TAP stay")?;
+        // Packets on their way through a helper device have the mark of before.
+        let mark = forwarder.adopted_ports().map_or_else(random_mark, |ports| Ok(ports.mark))?;
+        let merging = Merging::start(netlink, &mut forwarder, tap.name(), wish).await.map_err(|error| {
+            tracing::info!("plain frames arrive unmerged: {error:#}");
+            format!("{error:#}")
+        });
+        let veth = MergingVeth::new(tap.name());
+        Ok(Self { forwarder, tap: tap.name().to_owned(), hold, merging, veth, mark })
+    }
+
+    /// The programs are where they belong, and the helper devices are well.
+    async fn tend(&mut self, netlink: &Netlink) {
+        if let Ok(merging) = &mut self.merging {
+            merging.mend(netlink, &mut self.forwarder).await;
+        }
+        let uplinks = match netlink.ethernet_uplinks(&self.tap).await {
+            Ok(uplinks) => uplinks,
+            Err(error) => {
+                tracing::warn!("cannot look at the underlay: {error:#}");
+                return;
+            }
+        };
+        let is_translated = self.merging.is_ok();
+        if is_translated && let Err(error) = self.forwarder.set_uplinks(&uplinks) {
+            tracing::warn!("peers may not reach the plain port on every interface: {error:#}");
+        }
+        let is_awake = self.merging.as_ref().is_ok_and(Merging::is_awake);
+        let unmerged: BTreeSet<u32> = uplinks.into_keys().filter(|index| !is_awake || !uplink_merges(*index)).collect();
+        let merger = if unmerged.is_empty() { None } else { self.veth.ready(netlink, &mut self.forwarder).await };
+        self.forwarder.set_merger(merger.map(|near| (near, unmerged)));
+    }
+}
+
+/// Whether an interface runs GRO; one that cannot be asked counts as if.
+fn uplink_merges(index: u32) -> bool {
+    let name = interface_name(index);
+    name.and_then(|name| ethtool::merges(&name)).unwrap_or_else(|error| {
+        tracing::debug!(index, "GRO is taken to be on: {error:#}");
+        true
+    })
+}
+
+/// Any odd number.
+fn random_mark() -> anyhow::Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("the kernel gives no random numbers: {error}"))?;
+    Ok(u32::from_ne_bytes(bytes) | 1)
 }
 
 fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &LinkProtection) {
     match protection {
         LinkProtection::Plain { receive_vni } => forwarder.add_link(link, uid, *receive_vni),
         LinkProtection::Dtls { .. } => {}
-    }
-}
-
-impl Attached {
-    fn new(before: &Before, tap: &Tap, plain_port: u16, lease: Duration) -> anyhow::Result<Self> {
-        let mut engine = before.load(tap)?;
-        engine.attach_tap(tap.index())?;
-        let is_pinned = engine.is_pinned();
-        let forwarder = Forwarder::new(engine, tap.index(), tap.mac(), plain_port, lease)?;
-        let hold = is_pinned.then(|| tap.hold()).transpose().context("cannot let the TAP stay")?;
-        Ok(Self { forwarder, hold })
     }
 }

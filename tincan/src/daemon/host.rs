@@ -6,15 +6,18 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::config::DaemonConfig;
 use crate::daemon::Daemon;
 use crate::daemon::fast_path::FastPath;
 use crate::dataplane::Command;
 use crate::dataplane::engine::Engine;
+use crate::dataplane::port::{Ports, UdpPort};
 use crate::dataplane::table::Local;
 use crate::dtls::Identity;
-use crate::link::{LinkId, Traffic};
-use crate::node::TrafficSource;
+use crate::link::{LinkId, PortKind, Traffic};
+use crate::node::{Confirmation, TrafficSource};
 use crate::wire::answer::Answer;
+use crate::wire::fingerprint::Fingerprint;
 use crate::wire::request::LocalIp;
 use crate::wire::state::HostState;
 
@@ -40,6 +43,39 @@ pub(super) fn random_seed() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Which plain port is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PortWish {
+    /// The operator's word; 0 for any.
+    pub(super) fixed: u16,
+    /// The one that peers of resumed links send to.
+    pub(super) before: Option<u16>,
+}
+
+impl PortWish {
+    /// The port to try first.
+    pub(super) fn favourite(self) -> Option<u16> {
+        self.before.filter(|_| self.fixed == 0)
+    }
+}
+
+/// Binds the two UDP ports; the plain socket gets any port where a VXLAN device holds the one peers know.
+pub(super) fn bind_ports(config: &DaemonConfig, wish: PortWish, held: Option<u16>) -> anyhow::Result<Ports> {
+    let bind = |kind, port: u16, option| {
+        UdpPort::bind(kind, port)
+            .with_context(|| format!("cannot bind UDP port {port}: choose another with {option}, or 0 for any"))
+    };
+    let secured = bind(PortKind::Secured, config.secured_port, "--secured-port")?;
+    let plain = if held.is_some() {
+        bind(PortKind::Plain, 0, "--plain-port")?
+    } else if let Some(plain) = wish.favourite().and_then(|port| UdpPort::bind(PortKind::Plain, port).ok()) {
+        plain
+    } else {
+        bind(PortKind::Plain, wish.fixed, "--plain-port")?
+    };
+    Ok(Ports { secured, plain })
 }
 
 /// The engines' figures, as the node asks for them.
@@ -69,34 +105,42 @@ impl TrafficSource for EngineTraffic<'_> {
 }
 
 impl Daemon {
-    /// `set_local_ip`: the certificate, the TAP's addresses, then the node; nothing is kept when one of them fails.
+    /// `set_local_ip`: the first one wins; nothing is kept when it fails. One that says other than a resumed one did begins
+    /// afresh.
     pub(super) async fn set_local(&mut self, local: LocalIp) -> Answer {
-        if self.node.has_local() {
-            return Answer::Kept("the node has its identity; the first set_local_ip wins");
+        match self.node.confirm_local(&local) {
+            Confirmation::Same => return Answer::Done,
+            Confirmation::Settled if self.node.has_local() => {
+                return Answer::Kept("the node has its identity; the first set_local_ip wins");
+            }
+            Confirmation::Settled => {}
+            Confirmation::Other(before) => {
+                if let Err(reason) = self.leave_local(&before).await {
+                    return Answer::Refused(reason);
+                }
+            }
         }
+        match self.adopt_local(&local).await {
+            Ok(fingerprint) => self.node.set_local(local, fingerprint),
+            Err(reason) => return Answer::Refused(reason),
+        }
+        Answer::Done
+    }
+
+    /// What `set_local_ip` does to the host: the certificate, the TAP's addresses, the engines. The own fingerprint, or why
+    /// it cannot be.
+    pub(super) async fn adopt_local(&mut self, local: &LocalIp) -> Result<Fingerprint, String> {
         let identity = if self.config.fresh_certificate {
             Identity::create(local.uid)
         } else {
             Identity::load_or_create(&self.config.state_dir, local.uid)
         };
-        let identity = match identity {
-            Ok(identity) => identity,
-            Err(error) => return Answer::Refused(error.to_string()),
-        };
-        let configured = self
-            .netlink
-            .configure_tap(
-                &self.config.tap,
-                local.ip4,
-                local.ip4_mask,
-                local.ip6,
-                local.ip6_mask,
-                u32::from(self.config.mtu),
-            )
-            .await;
-        if let Err(error) = configured {
-            return Answer::Refused(format!("cannot configure {}: {error:#}", self.config.tap));
-        }
+        let identity = identity.map_err(|error| error.to_string())?;
+        let (tap, mtu) = (&self.config.tap, u32::from(self.config.mtu));
+        self.netlink
+            .configure_tap(tap, local.ip4, local.ip4_mask, local.ip6, local.ip6_mask, mtu)
+            .await
+            .map_err(|error| format!("cannot configure {tap}: {error:#}"))?;
         let addresses = Local {
             uid: local.uid,
             ip4: local.ip4,
@@ -106,9 +150,22 @@ impl Daemon {
         };
         self.engine.command(Command::SetLocal(addresses));
         self.fast_path.set_local(addresses);
-        self.node.set_local(local, identity.fingerprint(self.config.fingerprint));
+        let fingerprint = identity.fingerprint(self.config.fingerprint);
         self.identity = Some(identity);
-        Answer::Done
+        Ok(fingerprint)
+    }
+
+    /// Takes back a resumed identity: its links, its peers, its addresses.
+    async fn leave_local(&mut self, local: &LocalIp) -> Result<(), String> {
+        tracing::info!("the controller names another node than the one that was resumed: its links are taken down");
+        self.node.forget_local();
+        self.carry_out_all();
+        let tap = &self.config.tap;
+        for (address, prefix) in [(local.ip4.into(), local.ip4_mask), (local.ip6.into(), local.ip6_mask)] {
+            let removed = self.netlink.remove_address(tap, address, prefix).await;
+            removed.map_err(|error| format!("cannot configure {tap}: {error:#}"))?;
+        }
+        Ok(())
     }
 
     /// `set_cb_endpoint`: an unspecified address means the sender (this host, over the Unix socket), and other hosts need
@@ -139,12 +196,17 @@ impl Daemon {
         Answer::Done
     }
 
+    /// The plain port as peers know it.
+    pub(super) fn plain_port(&self) -> u16 {
+        self.fast_path.held_port().unwrap_or_else(|| self.ports.plain.local_port())
+    }
+
     /// What this daemon uses of its host, for `status`.
     pub(super) fn host_state(&self) -> HostState {
         HostState {
             tap: self.config.tap.clone(),
             secured_port: self.ports.secured.local_port(),
-            plain_port: self.ports.plain.local_port(),
+            plain_port: self.plain_port(),
             fast_path: self.fast_path.describe(),
             service: self.node.service_state().to_string(),
         }

@@ -19,6 +19,7 @@ impl Daemon {
 
     fn carry_out(&mut self, output: Output) {
         self.fast_path.note(&output);
+        self.keeper.note(&output);
         match output {
             Output::Notify(notification) => self.notify(&notification),
             Output::Login { service: Service { username, password, host, port }, uid } => {
@@ -43,6 +44,7 @@ impl Daemon {
             Output::SetForwarding { link, enabled } => self.engine.command(Command::SetForwarding { link, enabled }),
             Output::RemoveLink { link } => self.engine.command(Command::RemoveLink { link }),
             Output::MapPeer { uid, ip4, ip6 } => self.engine.command(Command::MapPeer { uid, ip4, ip6 }),
+            Output::UnmapPeer { uid } => self.engine.command(Command::UnmapPeer { uid }),
             Output::SetSwitchMode { enabled } => self.engine.command(Command::SetSwitchMode { enabled }),
             Output::SetLogging { level } => self.log.set(level),
         }

@@ -66,6 +66,7 @@ impl Engine {
             Command::SetLocal(_)
             | Command::SetSwitchMode { .. }
             | Command::MapPeer { .. }
+            | Command::UnmapPeer { .. }
             | Command::SetSendTag { .. }
             | Command::RenewSession { .. }
             | Command::SetPath { .. }
@@ -79,6 +80,12 @@ impl Engine {
     #[must_use]
     pub fn traffic(&self, link: LinkId) -> Option<Traffic> {
         self.links().get(&link).map(|figures| figures.read())
+    }
+
+    /// Every link it knows.
+    #[must_use]
+    pub fn all_links(&self) -> Vec<LinkId> {
+        self.links().keys().copied().collect()
     }
 
     /// How often each verdict was reached.

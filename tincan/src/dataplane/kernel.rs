@@ -5,25 +5,23 @@
 //! touches `lo`.
 
 pub mod adopted;
+mod attach;
 mod failure;
 pub mod forwarder;
 mod object;
 pub mod pins;
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::{fs, io};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_indextoname;
 use tincan_common::entries::{
-    self, Address, FLOWS, Flow, LEASE, MAX_FLOWS, MAX_ROUTES, MAX_SLOTS, ROUTES4, ROUTES6, RawTraffic, Receiver,
-    SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
+    self, Address, FLOWS, Flow, LEASE, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, OWN_ADDRESSES, ROUTES4,
+    ROUTES6, RawTraffic, Receiver, SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
 };
 use tincan_common::kernel_verdict::KernelVerdict;
 
@@ -34,19 +32,32 @@ use self::pins::Pins;
 const TAP_EGRESS: &str = "tap_egress";
 /// The program on the uplinks' ingress.
 const UPLINK_INGRESS: &str = "uplink_ingress";
+/// The programs on the uplinks that translate the plain port.
+const PORT_INGRESS: &str = "port_ingress";
+const PORT_EGRESS: &str = "port_egress";
+/// The program on the ingress of helper devices.
+const CHECKED_INGRESS: &str = "checked_ingress";
 
 /// Every program, and the side of an interface it belongs on.
-const PROGRAMS: [(&str, TcAttachType); 2] =
-    [(TAP_EGRESS, TcAttachType::Egress), (UPLINK_INGRESS, TcAttachType::Ingress)];
+const PROGRAMS: [(&str, TcAttachType); 5] = [
+    (TAP_EGRESS, TcAttachType::Egress),
+    (UPLINK_INGRESS, TcAttachType::Ingress),
+    (PORT_INGRESS, TcAttachType::Ingress),
+    (PORT_EGRESS, TcAttachType::Egress),
+    (CHECKED_INGRESS, TcAttachType::Ingress),
+];
+/// Those of an uplink, in this order: what the first does not carry, the second hands to the socket.
+const UPLINK_PROGRAMS: [&str; 3] = [UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS];
 
 /// Every map with the shape that `tincan-ebpf` gives it.
-const MAPS: [MapShape; 7] = [
+const MAPS: [MapShape; 8] = [
     MapShape::new(SETTINGS, 4, Settings::SIZE, 1),
     MapShape::new(ROUTES4, 4, Sender::SIZE, MAX_ROUTES),
     MapShape::new(ROUTES6, size_of::<Address>(), Sender::SIZE, MAX_ROUTES),
     MapShape::new(FLOWS, Flow::SIZE, Receiver::SIZE, MAX_FLOWS),
     MapShape::new(TRAFFIC, 4, size_of::<RawTraffic>(), MAX_SLOTS),
     MapShape::new(VERDICTS, 4, 8, KernelVerdict::COUNT),
+    MapShape::new(OWN_ADDRESSES, size_of::<Address>(), 1, MAX_OWN_ADDRESSES),
     MapShape::new(LEASE, 4, 8, 1),
 ];
 
@@ -70,6 +81,7 @@ pub struct KernelEngine {
     flows: HashMap<MapData, [u8; Flow::SIZE], [u8; Receiver::SIZE]>,
     traffic: PerCpuArray<MapData, RawTraffic>,
     verdicts: PerCpuArray<MapData, u64>,
+    own_addresses: HashMap<MapData, Address, u8>,
     lease: Array<MapData, u64>,
     /// What is attached, as program and interface; the pinned links among it, so that they hold even if a pin is removed.
     attached: BTreeMap<(&'static str, u32), Option<PinnedLink>>,
@@ -104,13 +116,8 @@ impl KernelEngine {
     /// The same with maps and links pinned. Maps that are there are gone on with, and the programs of links that are there
     /// are replaced without a gap.
     pub fn load_pinned(pins: Pins) -> anyhow::Result<Self> {
-        let links = pins.links()?;
         let mut engine = Self::load_with(Some(pins))?;
-        for (name, interface) in links {
-            engine
-                .adopt_link(&name, interface)
-                .with_context(|| format!("take over {name} on interface {interface}"))?;
-        }
+        engine.adopt_links()?;
         Ok(engine)
     }
 
@@ -135,57 +142,10 @@ impl KernelEngine {
         let flows = HashMap::try_from(map(FLOWS)?).context("map flows")?;
         let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
+        let own_addresses = HashMap::try_from(map(OWN_ADDRESSES)?).context("map own_addresses")?;
         let lease = Array::try_from(map(LEASE)?).context("map lease")?;
         let attached = BTreeMap::new();
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, lease, attached, pins })
-    }
-
-    /// Attaches `tap_egress` behind the other programs of the TAP (TCX, Linux 6.6).
-    pub fn attach_tap(&mut self, index: u32) -> anyhow::Result<()> {
-        self.attach(TAP_EGRESS, index)
-    }
-
-    /// Attaches what belongs on an uplink; once is enough.
-    pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
-        self.attach(UPLINK_INGRESS, index)
-    }
-
-    /// Attaches a program to an interface, unless it is there; a pinned link of the daemon before is taken over.
-    fn attach(&mut self, name: &'static str, index: u32) -> anyhow::Result<()> {
-        if self.attached.contains_key(&(name, index)) {
-            return Ok(());
-        }
-        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device");
-        let interface = interface_name(index)?;
-        let pin = self.pins.as_ref().map(|pins| pins.link(name, index));
-        let side = side_of(name)?;
-        let program = program(&mut self.ebpf, name)?;
-        let mut pinned = None;
-        if let Some(pin) = pin {
-            if !replace(program, &pin)? {
-                let link = attach_last(program, &interface, side)?;
-                let link = FdLink::try_from(program.take_link(link)?)?;
-                pinned = Some(link.pin(&pin).with_context(|| format!("pin {name} of {interface}"))?);
-            }
-        } else {
-            attach_last(program, &interface, side)?;
-        }
-        self.attached.insert((name, index), pinned);
-        Ok(())
-    }
-
-    /// Puts the own program in place of the one a pinned link has. Without program or interface the pin is removed.
-    fn adopt_link(&mut self, name: &str, index: u32) -> anyhow::Result<()> {
-        let Some(pin) = self.pins.as_ref().map(|pins| pins.link(name, index)) else { return Ok(()) };
-        match PROGRAMS.iter().find(|(program, _)| *program == name) {
-            Some((name, _)) => {
-                if replace(program(&mut self.ebpf, name)?, &pin)? {
-                    self.attached.insert((name, index), None);
-                }
-                Ok(())
-            }
-            None => fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display())),
-        }
+        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, lease, attached, pins })
     }
 
     /// Whether maps and links can outlive this process.
@@ -249,6 +209,20 @@ impl KernelEngine {
         self.routes6.insert(destination, sender.to_bytes(), 0).context("write an IPv6 route")
     }
 
+    /// The host's own addresses on the underlay, at most [`MAX_OWN_ADDRESSES`]; those of before are forgotten.
+    pub fn set_own_addresses(&mut self, wanted: &BTreeSet<Address>) -> anyhow::Result<()> {
+        let before: BTreeSet<Address> =
+            self.own_addresses.keys().collect::<Result<_, _>>().context("list addresses")?;
+        for gone in before.difference(wanted) {
+            self.own_addresses.remove(gone).context("remove an own address")?;
+        }
+        let room = (MAX_OWN_ADDRESSES as usize).saturating_sub(before.intersection(wanted).count());
+        for new in wanted.difference(&before).take(room) {
+            self.own_addresses.insert(new, 1, 0).context("write an own address")?;
+        }
+        Ok(())
+    }
+
     /// Takes a flow back; one that is not there is no error, here and below.
     pub fn remove_flow(&mut self, flow: &Flow) {
         let gone = self.flows.remove(&flow.to_bytes()).is_ok();
@@ -310,44 +284,13 @@ fn address(ip: std::net::IpAddr) -> Address {
     }
 }
 
-fn interface_name(index: u32) -> anyhow::Result<String> {
+/// The name an interface has now.
+pub fn interface_name(index: u32) -> anyhow::Result<String> {
     let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
     let name = name.into_string().ok().context("an interface's name that is no text")?;
     // The crate takes the null pointer of a missing interface for an empty name.
     ensure!(!name.is_empty(), "no interface with index {index}");
     Ok(name)
-}
-
-fn side_of(name: &str) -> anyhow::Result<TcAttachType> {
-    let found = PROGRAMS.iter().find(|(program, _)| *program == name);
-    found.map(|(_, side)| *side).with_context(|| format!("no program {name}"))
-}
-
-/// Attaches a program behind the others.
-fn attach_last(
-    program: &mut SchedClassifier,
-    interface: &str,
-    side: TcAttachType,
-) -> anyhow::Result<SchedClassifierLinkId> {
-    program
-        .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
-        .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))
-}
-
-/// Puts a program in place of the one a pinned link has, at once and for every frame. False without such a link, or where
-/// its interface is gone; then its pin is too.
-fn replace(program: &mut SchedClassifier, pin: &Path) -> anyhow::Result<bool> {
-    let link = match PinnedLink::from_pin(pin) {
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other.with_context(|| format!("open {}", pin.display()))?,
-    };
-    let link = SchedClassifierLink::try_from(FdLink::from(link)).with_context(|| format!("{}", pin.display()))?;
-    if let Err(error) = program.attach_to_link(link) {
-        tracing::debug!(pin = %pin.display(), "a pinned link is of no use any more: {error}");
-        fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
-        return Ok(false);
-    }
-    Ok(true)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {

@@ -89,6 +89,13 @@ impl Table {
         self.by_ip6.insert(ip6, uid);
     }
 
+    /// It has no addresses any more.
+    pub fn unmap_peer(&mut self, uid: Uid) {
+        self.peers.remove(&uid);
+        self.by_ip4.retain(|_, owner| *owner != uid);
+        self.by_ip6.retain(|_, owner| *owner != uid);
+    }
+
     /// A link to this peer exists from now on.
     pub fn add_link(&mut self, uid: Uid, link: LinkId) {
         self.links.insert(uid, link);

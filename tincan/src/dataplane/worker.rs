@@ -213,6 +213,7 @@ impl Worker {
             Command::SetLocal(local) => self.table.set_local(local),
             Command::SetSwitchMode { enabled } => self.table.set_switch_mode(enabled),
             Command::MapPeer { uid, ip4, ip6 } => self.table.map_peer(uid, ip4, ip6),
+            Command::UnmapPeer { uid } => self.table.unmap_peer(uid),
             Command::AddLink { link, uid, protection } => {
                 self.table.add_link(uid, link);
                 self.links.insert(link, Link::new(uid, protection, figures.unwrap_or_default()));

@@ -55,9 +55,13 @@ pub struct IceConfig {
     pub netlink: Netlink,
     /// The sockets of both ports.
     pub transmit: Arc<dyn Transmit>,
-    /// Local port numbers.
+    /// Port numbers as peers know them.
     pub secured_port: u16,
     pub plain_port: u16,
+    /// The number the plain socket itself has, where that is another.
+    pub direct_plain_port: Option<u16>,
+    /// How long frames hold a plain link whose checks are not answered.
+    pub lease: Duration,
 }
 
 /// The running ICE edge; it ends when this is dropped.
@@ -69,8 +73,8 @@ pub struct IceEdge {
 impl IceEdge {
     /// Starts the edge on the current tokio runtime.
     pub fn start(config: IceConfig, events: mpsc::Sender<IceEvent>) -> Self {
-        let IceConfig { tap_name, netlink, transmit, secured_port, plain_port } = config;
-        let core = Core::new(CoreConfig { tap_name, secured_port, plain_port });
+        let IceConfig { tap_name, netlink, transmit, secured_port, plain_port, direct_plain_port, lease } = config;
+        let core = Core::new(CoreConfig { tap_name, secured_port, plain_port, direct_plain_port, lease });
         Self::launch(core, Interfaces::Kernel(netlink), transmit, events)
     }
 

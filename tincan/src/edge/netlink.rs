@@ -1,9 +1,10 @@
 //! Routing netlink: configures the TAP and lists the addresses of the underlay.
 //!
-//! It makes and removes no interface: the TAP lives and dies with its file descriptor (`edge::tap`).
+//! The TAP lives and dies with its file descriptor (`edge::tap`); the kernel engine's helper devices are made here.
 
-mod helpers;
+pub mod devices;
 mod routes;
+mod uplinks;
 
 use std::collections::HashMap;
 use std::io;
@@ -79,6 +80,18 @@ impl Netlink {
                 Ok(())
             }
             other => other.map_err(|error| explain(&error, &format!("cannot add {ip6}/{ip6_prefix} to {name}"))),
+        }
+    }
+
+    /// Takes an address off interface `name`; one that is not there is none to take.
+    pub async fn remove_address(&self, name: &str, address: IpAddr, prefix: u8) -> anyhow::Result<()> {
+        let what = || format!("cannot take {address}/{prefix} off {name}");
+        let link = self.find(name).await.map_err(|error| explain(&error, &what()))?;
+        let Some(link) = link else { return Ok(()) };
+        let message = self.handle.address().add(link.header.index, address, prefix).message_mut().clone();
+        match self.handle.address().del(message).execute().await {
+            Err(error) if matches!(errno(&error), Some(Errno::EADDRNOTAVAIL)) || is_ipv6_off(&error) => Ok(()),
+            other => other.map_err(|error| explain(&error, &what())),
         }
     }
 
@@ -284,6 +297,11 @@ mod tests {
                 );
             }
             tokio::net::UdpSocket::bind("[fd50:dbc::1]:0").await.unwrap();
+            for _ in 0..2 {
+                netlink.remove_address("tap0", "172.31.0.1".parse().unwrap(), 24).await.unwrap();
+                netlink.remove_address("tap0", "fd50:dbc::1".parse().unwrap(), 64).await.unwrap();
+                assert_eq!(netlink.underlay_addresses().await.unwrap(), []);
+            }
         });
     }
 

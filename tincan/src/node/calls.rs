@@ -155,7 +155,7 @@ impl Node {
     }
 
     /// Whether an address belongs to the overlay: a check of it would go into the TAP, or to this host itself.
-    fn is_inner(&self, ip: IpAddr) -> bool {
+    pub(super) fn is_inner(&self, ip: IpAddr) -> bool {
         let is_mapped = match ip {
             IpAddr::V4(ip) => self.owner_of_ip4.contains_key(&ip),
             IpAddr::V6(ip) => self.owner_of_ip6.contains_key(&ip),
@@ -180,6 +180,7 @@ impl Node {
     }
 
     fn set_remote_ip(&mut self, call: RemoteIp) -> Answer {
+        self.yield_addresses(&call);
         if self.addresses.contains_key(&call.uid) {
             return Answer::Kept("this uid has its addresses; the first call wins");
         }

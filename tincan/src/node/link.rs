@@ -7,6 +7,8 @@
 //! ```
 //! The phase is never stored: it follows from what is known.
 
+mod resume;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ impl Flags {
 #[derive(Clone, Debug)]
 struct Remote {
     candidates: Vec<Candidate>,
+    /// The tag it wants in frames of a plain link.
+    vni: Option<u32>,
     given_at: Instant,
 }
 
@@ -61,6 +65,8 @@ pub(super) struct Link {
     pub(super) receive_vni: u32,
     pub(super) created_at: Instant,
     pub(super) rtt: Option<Duration>,
+    /// When the peer answered a check last.
+    pub(super) answered_at: Option<Instant>,
     pub(super) pair: Option<SelectedPair>,
     pub(super) pair_reported: bool,
     pub(super) last_sample: Option<Sample>,
@@ -70,6 +76,8 @@ pub(super) struct Link {
     role: Role,
     protection: LinkProtection,
     gathered: bool,
+    /// What was offered to the peer.
+    own: Vec<Candidate>,
     remote: Option<Remote>,
     /// The generation whose pair carries the link.
     generation: Option<u32>,
@@ -118,6 +126,7 @@ impl Link {
             receive_vni,
             created_at: now,
             rtt: None,
+            answered_at: None,
             pair: None,
             pair_reported: false,
             last_sample: None,
@@ -126,6 +135,7 @@ impl Link {
             role,
             protection,
             gathered: false,
+            own: Vec::new(),
             remote: None,
             generation: None,
             pending: None,
@@ -226,6 +236,7 @@ impl Link {
         if candidates.is_empty() {
             return Err(format!("cas holds no usable UDP candidate ({skipped} were skipped)"));
         }
+        let vni = extension.map(|extension| extension.vni);
         match (self.security, extension) {
             (Security::None, Some(Extension { vni, security: Security::None })) => {
                 outputs.push_back(Output::SetSendTag { link: self.id, vni });
@@ -242,7 +253,7 @@ impl Link {
                 ));
             }
         }
-        self.remote = Some(Remote { candidates, given_at: now });
+        self.remote = Some(Remote { candidates, vni, given_at: now });
         self.begin_checks(outputs);
         Ok(())
     }
@@ -256,13 +267,13 @@ impl Link {
         outputs: &mut VecDeque<Output>,
     ) {
         self.gathered = true;
+        self.own = candidates.to_vec();
         self.problems = problems;
         if candidates.is_empty() {
             self.problems.push("this host has no usable network address".to_owned());
         }
         let Some(own) = own else { return };
-        let extension = Extension { vni: self.receive_vni, security: self.security };
-        let data = format!("{own} {}", write_cas(candidates, Some(extension)));
+        let data = self.write_offer(own);
         self.offer = Some(data.clone());
         let (to, kind) = (self.uid, "con_resp".to_owned());
         outputs.push_back(match self.overlay {
@@ -270,6 +281,11 @@ impl Link {
             Overlay::Xmpp => Output::Signal { to, kind, data },
         });
         self.begin_checks(outputs);
+    }
+
+    fn write_offer(&self, own: Fingerprint) -> String {
+        let extension = Extension { vni: self.receive_vni, security: self.security };
+        format!("{own} {}", write_cas(&self.own, Some(extension)))
     }
 
     fn begin_checks(&mut self, outputs: &mut VecDeque<Output>) {
@@ -296,6 +312,7 @@ impl Link {
         self.pending = self.pending.filter(|pending| *pending > generation);
         self.pair = Some(pair);
         self.reachable = true;
+        self.answered_at = Some(now);
         outputs.push_back(Output::SetPath { link: self.id, path: pair.path });
         self.renew_session(outputs);
         // A check of the peer carries its ICE password: for a plain link that is all the authentication there is.
@@ -347,6 +364,11 @@ impl Link {
         self.renew_session(outputs);
         self.note_online(now);
         self.plan_upgrade(now);
+    }
+
+    pub(super) fn handle_round_trip(&mut self, now: Instant, rtt: Duration) {
+        self.rtt = Some(rtt);
+        self.answered_at = Some(now);
     }
 
     pub(super) fn handle_failed(&mut self, now: Instant, generation: u32, jitter: u64) {

@@ -137,7 +137,9 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     Some(ip.to_canonical())
 }
 
-fn parse_kind(name: &str) -> Option<CandidateKind> {
+/// The candidate kind of a 2014 name.
+#[must_use]
+pub fn parse_kind(name: &str) -> Option<CandidateKind> {
     match name {
         "local" => Some(CandidateKind::Host),
         "stun" => Some(CandidateKind::ServerReflexive),

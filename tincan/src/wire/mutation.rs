@@ -66,7 +66,7 @@ impl Xorshift {
 
 /// Feeds `ROUNDS` damaged copies of `originals` to `check`, which returns whether the input was accepted. Both
 /// outcomes must happen, or the damage tests nothing.
-fn damaged(originals: &[Vec<u8>], mut check: impl FnMut(&[u8]) -> bool) {
+pub(crate) fn damaged(originals: &[Vec<u8>], mut check: impl FnMut(&[u8]) -> bool) {
     println!("seed {SEED:#x}");
     let mut random = Xorshift(SEED);
     let mut accepted = 0;

@@ -141,6 +141,43 @@ fn a_peer_that_restarts_with_a_new_certificate_links_again_after_trim_and_create
 }
 
 #[test]
+fn both_ends_of_a_plain_link_may_be_killed_and_resumed_again_and_again() {
+    for seed in 1..=50 {
+        let mut world = linked_pair(seed, Security::None, 1);
+        for killed in [&[0][..], &[1], &[0, 1], &[1, 0]] {
+            for host in killed {
+                world.kill(*host);
+            }
+            world.run_for(SECOND);
+            for host in killed {
+                world.resume(*host);
+            }
+            assert!(world.online(killed[0], 1 - killed[0]), "seed {seed}, at once\n{}", world.flow_text());
+            world.run_for(15 * SECOND);
+            assert!(world.linked(0, 1), "seed {seed}, {killed:?}\n{}", world.flow_text());
+        }
+    }
+}
+
+#[test]
+fn a_plain_link_heals_however_long_its_daemon_was_gone_and_whatever_its_peer_tried_meanwhile() {
+    for seed in 1..=50 {
+        for gone in [2, 6, 9, 14, 31, 59] {
+            let mut world = linked_pair(seed, Security::None, 1);
+            world.set_unplugged(0, true);
+            world.run_for(20 * SECOND);
+            world.set_unplugged(0, false);
+            world.run_for(20 * SECOND);
+            world.kill(1);
+            world.run_for(gone * SECOND);
+            world.resume(1);
+            world.run_for(15 * SECOND);
+            assert!(world.linked(0, 1), "seed {seed}, {gone} s\n{}", world.flow_text());
+        }
+    }
+}
+
+#[test]
 fn a_ring_with_chords_of_three_hundred_nodes_comes_online() {
     let nodes = 300;
     let mut world = World::new(17, nodes, Security::Dtls);

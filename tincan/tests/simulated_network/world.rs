@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tincan::ice::{IceCommand, IceEvent, SelectedPair};
+use tincan::ice::{IceCommand, IceEvent, Resumption, SelectedPair};
 use tincan::link::{CandidateKind, LinkId, Path, Security, Traffic};
 use tincan::node::{LinkProtection, Node, Output, TrafficSource};
 use tincan::wire::answer::Answer;
@@ -35,6 +35,7 @@ enum Happening {
 /// An ICE agent as far as the node can tell.
 #[derive(Debug, Default)]
 struct Agent {
+    own_ufrag: String,
     remote_ufrag: Option<String>,
     pending: Option<u32>,
     selected: Option<u32>,
@@ -209,6 +210,17 @@ impl World {
         self.note(host, "started again");
     }
 
+    /// The daemon starts again with what it knew when it was killed.
+    pub fn resume(&mut self, host: usize) {
+        let fingerprint = self.hosts[host].fingerprint;
+        let snapshot = self.hosts[host].node.snapshot(self.now).expect("it has a link to resume");
+        let mut node = Node::new(self.random());
+        node.resume(self.now, snapshot, fingerprint);
+        self.hosts[host] = Host { node, ..self.new_host(host, fingerprint) };
+        self.note(host, "resumed");
+        self.settle();
+    }
+
     /// Runs until nothing is left to do or the time is over.
     pub fn run_for(&mut self, span: Duration) {
         let end = self.now + span;
@@ -339,6 +351,7 @@ impl World {
             Output::RemoveLink { link } => self.remove_link(index, link),
             Output::SetSendTag { .. }
             | Output::MapPeer { .. }
+            | Output::UnmapPeer { .. }
             | Output::SetSwitchMode { .. }
             | Output::SetLogging { .. }
             | Output::Login { .. }
@@ -376,7 +389,8 @@ impl World {
     fn ice(&mut self, index: usize, command: IceCommand) {
         match command {
             IceCommand::Gather { link, .. } => {
-                self.hosts[index].agents.insert(link, Agent::default());
+                let own_ufrag = ufrag_of(index, link);
+                self.hosts[index].agents.insert(link, Agent { own_ufrag, ..Agent::default() });
                 let candidate = Candidate {
                     addr: SocketAddr::from(([192, 0, 2, u8::try_from(index % 250).unwrap() + 1], 4000)),
                     priority: 2_122_260_223,
@@ -400,7 +414,19 @@ impl World {
                 self.hosts[index].agents.remove(&link);
                 self.update_liveness();
             }
-            IceCommand::IgnoreInterfaces { .. } => {}
+            IceCommand::Resume { link, port: _, role: _, resumption } => {
+                let Resumption { own, peer, generation, pair: _, reachable, silence: _ } = *resumption;
+                let agent = Agent {
+                    own_ufrag: own[0].ufrag.clone(),
+                    remote_ufrag: Some(peer[0].ufrag.clone()),
+                    pending: None,
+                    selected: Some(generation),
+                    silent: !reachable,
+                };
+                self.hosts[index].agents.insert(link, agent);
+                self.update_liveness();
+            }
+            IceCommand::IgnoreInterfaces { .. } | IceCommand::TrafficSeen { .. } => {}
         }
     }
 
@@ -435,12 +461,13 @@ impl World {
 
     /// The host and link that `link` of `index` checks against, if that one checks back.
     fn other_end(&self, index: usize, link: LinkId) -> Option<(usize, LinkId)> {
-        let wanted = self.hosts[index].agents.get(&link)?.remote_ufrag.as_ref()?;
-        let own = ufrag_of(index, link);
+        let Agent { own_ufrag: own, remote_ufrag, .. } = self.hosts[index].agents.get(&link)?;
+        let wanted = remote_ufrag.as_ref()?;
         self.hosts.iter().enumerate().find_map(|(host, other)| {
-            let found = other.agents.iter().find(|(other_link, agent)| {
-                ufrag_of(host, **other_link) == *wanted && agent.remote_ufrag.as_ref() == Some(&own)
-            })?;
+            let found = other
+                .agents
+                .iter()
+                .find(|(_, agent)| agent.own_ufrag == *wanted && agent.remote_ufrag.as_ref() == Some(own))?;
             Some((host, *found.0))
         })
     }

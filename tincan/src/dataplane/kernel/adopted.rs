@@ -70,7 +70,7 @@ impl Adopted {
             let routes6 = group.routes6.first().map(|(_, sender)| sender.tag);
             let send_tag = group.routes4.first().map(|(_, sender)| sender.tag).or(routes6);
             let listed = group.flows.iter().map(move |(flow, receiver)| {
-                let Receiver { slot, tag, ip4, ip6 } = *receiver;
+                let Receiver { slot, tag, merger: _, ip4, ip6 } = *receiver;
                 AdoptedFlow { flow: *flow, slot, receive_tag: tag, send_tag, ip4, ip6 }
             });
             listed.collect::<Vec<_>>()

@@ -36,6 +36,7 @@ struct Installed {
     destination4: [u8; 4],
     destination6: [u8; 16],
     flow: Flow,
+    receiver: Receiver,
     sender: Sender,
 }
 
@@ -60,10 +61,22 @@ pub struct Question {
     pub source: Option<IpAddr>,
 }
 
+/// Ports of the daemon before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdoptedPorts {
+    /// The plain port as peers know it.
+    pub plain: u16,
+    /// A VXLAN device held it; the socket had another.
+    pub is_held: bool,
+    /// Mark of what went through a helper device.
+    pub mark: u32,
+}
+
 /// See the module's head.
 pub struct Forwarder {
     engine: KernelEngine,
     settings: Settings,
+    has_ports: bool,
     local: Option<Local>,
     peers: HashMap<Uid, (Ipv4Addr, Ipv6Addr)>,
     links: BTreeMap<LinkId, PlainLink>,
@@ -71,6 +84,8 @@ pub struct Forwarder {
     free_slots: Vec<u32>,
     /// Links about which something changed.
     due: BTreeSet<LinkId>,
+    /// The near end of the merging veth, and the uplinks that do not merge themselves.
+    merger: Option<(u32, BTreeSet<u32>)>,
     /// How long entries outlive the last sign of this daemon.
     lease: Duration,
     /// Entries of the daemon before that no link of this one has replaced.
@@ -79,31 +94,25 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// With programs that are attached to the TAP already. Entries in their maps are adopted if they are for this TAP and
-    /// port and their lease has not ended, and removed otherwise.
-    pub fn new(
-        engine: KernelEngine,
-        tap_index: u32,
-        tap_mac: [u8; 6],
-        plain_port: u16,
-        lease: Duration,
-    ) -> anyhow::Result<Self> {
+    /// their lease has not ended, and removed otherwise.
+    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6], lease: Duration) -> anyhow::Result<Self> {
         let before = engine.settings()?;
         let adopted = engine.entries()?;
-        let plain_port = plain_port.to_be_bytes();
         let goes_on = before.tap_index == tap_index
             && before.tap_mac == tap_mac
-            && before.plain_port == plain_port
             && engine.lease_end()? > monotonic(Duration::ZERO)?;
-        let fresh = Settings { tap_index, tap_mac, plain_port, ..Settings::default() };
+        let fresh = Settings { tap_index, tap_mac, ..Settings::default() };
         let mut forwarder = Self {
             engine,
             settings: if goes_on { before } else { fresh },
+            has_ports: false,
             local: None,
             peers: HashMap::new(),
             links: BTreeMap::new(),
             by_uid: HashMap::new(),
             free_slots: (0..MAX_SLOTS).rev().filter(|slot| !adopted.has_slot(*slot)).collect(),
             due: BTreeSet::new(),
+            merger: None,
             lease,
             adopted,
         };
@@ -166,6 +175,54 @@ impl Forwarder {
         }
     }
 
+    /// What the daemon before had, where its entries are gone on with; `None` after [`Forwarder::set_ports`] too.
+    #[must_use]
+    pub fn adopted_ports(&self) -> Option<AdoptedPorts> {
+        let Settings { plain_port, socket_port, mark, .. } = self.settings;
+        let is_held = plain_port != socket_port;
+        let plain = u16::from_be_bytes(plain_port);
+        (plain != 0 && !self.has_ports).then_some(AdoptedPorts { plain, is_held, mark })
+    }
+
+    /// The plain port as peers know it, the one of user space's socket, and the mark of what went through a helper device (0
+    /// without one). Adopted entries are for the port of before: with another they go.
+    pub fn set_ports(&mut self, plain: u16, socket: u16, mark: u32) -> anyhow::Result<()> {
+        if self.settings.plain_port != plain.to_be_bytes() {
+            self.forget_unclaimed();
+        }
+        self.has_ports = true;
+        self.settings.plain_port = plain.to_be_bytes();
+        self.settings.socket_port = socket.to_be_bytes();
+        self.settings.mark = mark;
+        self.engine.configure(&self.settings)
+    }
+
+    /// The interfaces by which peers may be reached, and the own addresses there.
+    pub fn set_uplinks(&mut self, uplinks: &BTreeMap<u32, BTreeSet<IpAddr>>) -> anyhow::Result<()> {
+        let own = uplinks.values().flatten().map(|ip| address(*ip)).collect();
+        self.engine.set_own_addresses(&own)?;
+        uplinks.keys().try_for_each(|index| self.engine.attach_uplink(*index))
+    }
+
+    /// The near end of the merging veth, and the uplinks whose TCP frames go there.
+    pub fn set_merger(&mut self, merger: Option<(u32, BTreeSet<u32>)>) {
+        if self.merger != merger {
+            self.merger = merger;
+            self.recheck();
+        }
+    }
+
+    /// Whether the guard is on a device, also from a daemon before.
+    #[must_use]
+    pub fn is_guarded(&self, index: u32) -> bool {
+        self.engine.is_guarded(index)
+    }
+
+    /// A device through which checked frames come back to the TAP.
+    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
+        self.engine.attach_helper(index)
+    }
+
     /// `set_local_ip`.
     pub fn set_local(&mut self, local: Local) -> anyhow::Result<()> {
         let prefix = u32::from(local.router_prefix.min(32));
@@ -188,6 +245,14 @@ impl Forwarder {
     pub fn map_peer(&mut self, uid: Uid, ip4: Ipv4Addr, ip6: Ipv6Addr) {
         self.peers.insert(uid, (ip4, ip6));
         self.due.extend(self.by_uid.get(&uid));
+    }
+
+    /// A peer has no inner addresses any more; a link to it goes on in user space.
+    pub fn unmap_peer(&mut self, uid: Uid) {
+        self.peers.remove(&uid);
+        if let Some(link) = self.by_uid.get(&uid).copied() {
+            self.withdraw_all(link);
+        }
     }
 
     /// A plain link exists. Beyond the number of slots links stay in user space.
@@ -279,12 +344,19 @@ impl Forwarder {
             source_port: local_port,
             destination_port: remote_port,
         };
-        let wanted = Installed { destination4, destination6, flow, sender };
+        let merger = self.merger.as_ref().filter(|(_, uplinks)| uplinks.contains(&route.interface));
+        let merger = merger.map_or(0, |(near, _)| *near);
+        let (slot, tag) = (entry.slot, entry.receive_tag);
+        let receiver = Receiver { slot, tag, merger, ip4: destination4, ip6: destination6 };
+        let wanted = Installed { destination4, destination6, flow, receiver, sender };
         if entry.installed == Some(wanted) {
             return Ok(());
         }
-        let receiver = Receiver { slot: entry.slot, tag: entry.receive_tag, ip4: destination4, ip6: destination6 };
-        self.withdraw(link);
+        // Entries under the same keys are overwritten; under others they must not stay.
+        let keys = |installed: &Installed| (installed.destination4, installed.destination6, installed.flow);
+        if entry.installed.is_some_and(|installed| keys(&installed) != keys(&wanted)) {
+            self.withdraw(link);
+        }
         self.engine.attach_uplink(route.interface)?;
         // Whatever of it comes to stand is withdrawn again if the rest fails.
         self.change_quietly(link, |entry| entry.installed = Some(wanted));

@@ -5,6 +5,7 @@ mod frames;
 mod interfaces;
 mod lease;
 mod lifetimes;
+mod ports;
 mod tables;
 
 use aya::programs::{TestRun, TestRunOptions};
@@ -59,6 +60,8 @@ fn linked(underlay: Underlay) -> KernelEngine {
         tap_index: TAP,
         tap_mac: TAP_MAC,
         plain_port: local_port,
+        socket_port: local_port,
+        mark: 0,
         router_mask: [255; 4],
         own_ip4: OWN4,
         own_ip6: OWN6,
@@ -75,7 +78,7 @@ fn linked(underlay: Underlay) -> KernelEngine {
         source_port: local_port,
         destination_port: remote_port,
     };
-    let receiver = Receiver { slot: SLOT, tag: RECEIVE_TAG, ip4: PEER4, ip6: PEER6 };
+    let receiver = Receiver { slot: SLOT, tag: RECEIVE_TAG, merger: 0, ip4: PEER4, ip6: PEER6 };
     engine.set_flow(&Flow { remote, local, remote_port, local_port }, &receiver).unwrap();
     engine.set_route4(PEER4, &sender).unwrap();
     engine.set_route6(PEER6, &sender).unwrap();

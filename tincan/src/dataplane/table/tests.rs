@@ -72,6 +72,17 @@ fn unicast_goes_to_its_owner_and_an_unknown_destination_to_the_controller() {
 }
 
 #[test]
+fn a_peer_whose_addresses_were_taken_back_is_neither_reached_nor_believed() {
+    let mut table = table();
+    table.unmap_peer(uid(2));
+    assert_eq!(table.route(&ipv4([172, 31, 0, 1], [172, 31, 0, 2]), MAC), Route::Unrouted);
+    assert_eq!(table.route(&ipv6(ip6(1), ip6(2)), MAC), Route::Unrouted);
+    assert_eq!(table.may_be_from(uid(2), &ipv4([172, 31, 0, 2], [172, 31, 0, 1])), Err(Verdict::WrongSource));
+    assert_eq!(table.peers().collect::<Vec<_>>(), [uid(3)]);
+    assert_eq!(table.route(&ipv4([172, 31, 0, 1], [172, 31, 0, 3]), MAC), Route::Peer(uid(3)));
+}
+
+#[test]
 fn groups_are_flooded_as_in_2014_and_link_local_ones_stay() {
     let table = table();
     for last in [[224, 0, 0, 1], [239, 255, 255, 250], [172, 31, 0, 255], [255, 255, 255, 255]] {

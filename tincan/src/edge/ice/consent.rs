@@ -4,6 +4,9 @@
 //! was answered for [`CONSENT`]. It counts as back with the next answered check. Checks never end while the pair lives:
 //! a cable put back is noticed within one interval. (RFC 7675 would have them end with consent; no data is sent then,
 //! which is what it protects the other end from.)
+//!
+//! Frames of the peer count as words of it. While they come, a link that its port allows it may live without answers for
+//! longer than [`CONSENT`]: the kernel forwards for a daemon that is about to be started again.
 
 use std::time::{Duration, Instant};
 
@@ -32,20 +35,39 @@ pub struct Consent {
     next_check: Instant,
     heard: Instant,
     answered: Instant,
+    /// When frames of the peer were last seen.
+    frames: Option<Instant>,
+    /// Age of the last answered check up to which frames hold the link.
+    hold: Duration,
+    /// It is not lost before this: whoever goes on for another process asks before it judges.
+    grace: Instant,
     unanswered: u32,
     alive: bool,
 }
 
 impl Consent {
-    /// Begins with a pair that was just proven.
-    pub fn new(now: Instant, jitter: u8) -> Self {
-        Self { next_check: now + interval(jitter), heard: now, answered: now, unanswered: 0, alive: true }
+    /// Begins with a pair that was just proven. Frames hold the link until the last answer is `hold` old.
+    pub fn new(now: Instant, jitter: u8, hold: Duration) -> Self {
+        let hold = hold.max(CONSENT);
+        let next_check = now + interval(jitter);
+        Self { next_check, heard: now, answered: now, frames: None, hold, grace: now, unanswered: 0, alive: true }
+    }
+
+    /// Goes on with a pair whose last answer is `silence` old; the first check is due at once.
+    pub fn resumed(now: Instant, silence: Duration, alive: bool, hold: Duration) -> Self {
+        let answered = now.checked_sub(silence).unwrap_or(now);
+        Self { next_check: now, answered, alive, grace: now + SILENCE, ..Self::new(now, 0, hold) }
     }
 
     /// A request of the peer came along the pair.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.unanswered = 0;
+    }
+
+    /// Frames of the peer came along the pair.
+    pub fn frames_seen(&mut self, now: Instant) {
+        self.frames = Some(now);
     }
 
     /// The peer answered one of our checks; true when it was lost before.
@@ -81,7 +103,10 @@ impl Consent {
         if self.unanswered < CHECKS {
             return None;
         }
-        Some((self.heard + SILENCE).min(self.answered + CONSENT))
+        let consent = self.answered + CONSENT;
+        let held = self.frames.map_or(consent, |frames| consent.max((frames + SILENCE).min(self.answered + self.hold)));
+        let silent = self.frames.map_or(self.heard, |frames| frames.max(self.heard)) + SILENCE;
+        Some(silent.min(held).max(self.grace))
     }
 }
 
@@ -145,7 +170,7 @@ mod tests {
     #[test]
     fn a_silent_peer_is_lost_after_five_to_eight_seconds_and_back_within_two_of_its_return() {
         let start = Instant::now();
-        let mut consent = Consent::new(start, 128);
+        let mut consent = Consent::new(start, 128, CONSENT);
         let log = run(&mut consent, start, Duration::from_secs(90), |at| {
             at < Duration::from_secs(10) || at > Duration::from_secs(70)
         });
@@ -158,7 +183,7 @@ mod tests {
     #[test]
     fn requests_of_the_peer_do_not_replace_consent_for_more_than_thirty_seconds() {
         let start = Instant::now();
-        let mut consent = Consent::new(start, 0);
+        let mut consent = Consent::new(start, 0, CONSENT);
         let mut now = start;
         let lost = loop {
             now += Duration::from_millis(100);
@@ -174,10 +199,60 @@ mod tests {
         assert!((30..=35).contains(&lost.as_secs()), "{lost:?}");
     }
 
+    /// Runs a plain link whose peer answers nothing while frames come until `frames_until`; when it was lost.
+    fn lost_with_frames(hold: Duration, frames_until: Duration) -> Duration {
+        let start = Instant::now();
+        let mut consent = Consent::new(start, 128, hold);
+        let mut now = start;
+        loop {
+            now += Duration::from_millis(100);
+            // As often as the daemon looks.
+            if (now - start).as_millis().is_multiple_of(2000) && now - start <= frames_until {
+                consent.frames_seen(now);
+            }
+            if consent.poll(now, 128) == Some(Step::Lost) {
+                return now - start;
+            }
+            assert!(now - start < Duration::from_secs(300), "it is never lost");
+        }
+    }
+
+    #[test]
+    fn frames_hold_a_link_without_answers_for_as_long_as_the_lease_and_no_longer() {
+        let lease = Duration::from_secs(60);
+        assert_eq!(lost_with_frames(lease, Duration::from_secs(200)).as_secs(), 60);
+        assert_eq!(lost_with_frames(CONSENT, Duration::from_secs(200)).as_secs(), 30, "not held");
+    }
+
+    #[test]
+    fn frames_that_end_hold_no_longer_than_any_other_word_of_the_peer() {
+        let lease = Duration::from_secs(60);
+        for (frames_until, lost) in [(0, 5), (10, 15), (20, 25), (40, 45), (58, 60)] {
+            let took = lost_with_frames(lease, Duration::from_secs(frames_until));
+            assert_eq!(took.as_secs(), lost, "frames for {frames_until} s");
+        }
+    }
+
+    #[test]
+    fn a_resumed_pair_is_checked_at_once_and_its_consent_has_the_age_it_has() {
+        let start = Instant::now();
+        for (age, lost) in [(0, 5), (27, 5), (50, 5)] {
+            let mut consent = Consent::resumed(start, Duration::from_secs(age), true, Duration::from_secs(60));
+            assert_eq!(consent.deadline(), start);
+            let log = run(&mut consent, start, Duration::from_secs(60), |_| false);
+            let at: u64 = log[0].strip_prefix("lost ").unwrap().parse().unwrap();
+            assert_eq!(at, lost, "{age} s old: {log:?}");
+        }
+        let mut consent = Consent::resumed(start, Duration::from_secs(50), true, Duration::from_secs(60));
+        assert_eq!(run(&mut consent, start, Duration::from_secs(60), |_| true), [""; 0]);
+        let mut consent = Consent::resumed(start, Duration::ZERO, false, Duration::from_secs(60));
+        assert_eq!(run(&mut consent, start, Duration::from_secs(60), |at| at.as_secs() > 9), ["back 10"]);
+    }
+
     #[test]
     fn a_stopped_process_does_not_blame_the_peer() {
         let start = Instant::now();
-        let mut consent = Consent::new(start, 128);
+        let mut consent = Consent::new(start, 128, CONSENT);
         let wake = start + Duration::from_secs(60);
         assert_eq!(consent.poll(wake, 128), Some(Step::Check));
         assert_eq!(consent.poll(wake, 128), None);

@@ -2,11 +2,13 @@
 //! drained with [`Core::poll_output`], [`Core::deadline`] says when to come back.
 //!
 //! `core` holds the tables, the commands and the timers; `core::gathering` collects candidates, `core::checking` moves
-//! messages between the agents and the wire, `core::relaying` runs the TURN clients.
+//! messages between the agents and the wire, `core::relaying` runs the TURN clients, `core::resuming` goes on with links of
+//! another process.
 
 mod checking;
 mod gathering;
 mod relaying;
+mod resuming;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -66,6 +68,11 @@ pub struct CoreConfig {
     pub tap_name: String,
     pub secured_port: u16,
     pub plain_port: u16,
+    /// The number the plain socket itself has, where it is known by another: offered last, for peers on the same host or
+    /// behind interfaces other than Ethernet, which the translation does not reach.
+    pub direct_plain_port: Option<u16>,
+    /// How long frames hold a plain link whose checks are not answered.
+    pub lease: Duration,
 }
 
 /// A request for a generation that has no agent yet.
@@ -155,6 +162,8 @@ impl Core {
             IceCommand::Gather { link, port, role, stun, turn } => self.gather(now, link, port, role, stun, turn),
             IceCommand::Check { link, candidates } => self.check(now, link, candidates),
             IceCommand::Restart { link, generation } => self.restart(now, link, generation),
+            IceCommand::Resume { link, port, role, resumption } => self.resume(now, link, port, role, *resumption),
+            IceCommand::TrafficSeen { link } => self.traffic_seen(now, link),
             IceCommand::Close { link } => self.close(now, link),
             IceCommand::IgnoreInterfaces { names } => self.ignored = names,
         }

@@ -6,9 +6,8 @@
 use stun::integrity::MessageIntegrity;
 
 use crate::edge::ice::message::short_term_key;
+use crate::ice::UFRAG_LENGTH;
 
-/// Length of our user name fragments; every signalled name of ours has it.
-pub const UFRAG_LENGTH: usize = 16;
 /// Length of our passwords: 24 of 62 letters are 142 bits (RFC 8445 section 5.3 asks for 128).
 const PWD_LENGTH: usize = 24;
 /// Generations are told apart by two letters, so this many have names of their own; then the names come round again.

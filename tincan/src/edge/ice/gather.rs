@@ -141,10 +141,10 @@ pub fn choose_hosts(all: &[HostAddress], ignored: impl Fn(&str) -> bool) -> Vec<
     in_turns.take(MAX_HOSTS).map(|host| (*host).clone()).collect()
 }
 
-/// Writes the candidates of a link whose port is `port`.
+/// Writes the candidates of a link whose port is `port`, and perhaps `direct` where translation does not reach.
 pub fn candidates(
     credentials: &Credentials,
-    port: u16,
+    (port, direct): (u16, Option<u16>),
     hosts: &[HostAddress],
     reflexive: &[SocketAddr],
     relayed: Option<SocketAddr>,
@@ -164,6 +164,11 @@ pub fn candidates(
     }
     if let Some(addr) = relayed {
         offers.push((addr, CandidateKind::Relayed, network(addr.ip())));
+    }
+    for host in hosts {
+        if let Some(direct) = direct {
+            offers.push((SocketAddr::new(host.addr, direct), CandidateKind::Host, host.interface.clone()));
+        }
     }
     let numbered = offers.into_iter().enumerate();
     numbered
@@ -226,12 +231,15 @@ mod tests {
         let credentials = Credentials { ufrag: "name".into(), pwd: "password".into() };
         let hosts = [host("eth0", "2001:db8::1"), host("eth0", "192.168.0.2")];
         let reflexive = ["203.0.113.9:40000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()];
-        let list = candidates(&credentials, 7, &hosts, &reflexive, Some("198.51.100.1:50000".parse().unwrap()));
+        let list =
+            candidates(&credentials, (7, Some(8)), &hosts, &reflexive, Some("198.51.100.1:50000".parse().unwrap()));
         let kinds: Vec<CandidateKind> = list.iter().map(|candidate| candidate.kind).collect();
-        assert_eq!(kinds, [Host, Host, ServerReflexive, Relayed]);
-        assert!(list.windows(2).all(|pair| pair[0].priority > pair[1].priority));
+        assert_eq!(kinds, [Host, Host, ServerReflexive, Relayed, Host, Host]);
+        assert_eq!(list.iter().map(|candidate| candidate.addr.port()).collect::<Vec<_>>(), [7, 7, 40000, 50000, 8, 8]);
+        assert!(list[..4].windows(2).all(|pair| pair[0].priority > pair[1].priority));
         assert_eq!(list[0].priority, 2_130_706_431);
         assert!(list[3].priority < 1 << 24);
+        assert!(list[4..].iter().all(|direct| direct.priority < list[1].priority));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::edge::ice::agent::{AgentId, Remote, Setup};
 use crate::edge::ice::consent::Consent;
 use crate::edge::ice::credentials::Credentials;
 use crate::edge::ice::paths::{Paths, handle};
+use crate::ice::SelectedPair;
 use crate::link::{CandidateKind, LinkId, Role};
 use crate::wire::candidate::Candidate;
 
@@ -73,6 +74,8 @@ pub struct Generation {
     pub close_at: Option<Instant>,
     /// Requests in flight.
     pub outstanding: usize,
+    /// Whether an agent answers the peer's checks. A resumed generation has none: its pair is known already.
+    pub has_agent: bool,
 }
 
 impl Generation {
@@ -104,7 +107,24 @@ impl Generation {
             gave_up: false,
             close_at: None,
             outstanding: 0,
+            has_agent: true,
         }
+    }
+
+    /// A generation of another process that goes on with the pair it had.
+    pub fn resumed(mut self, pair: &SelectedPair, consent: Consent) -> Self {
+        let SelectedPair { path, local_addr, local_kind: _, remote_addr, remote_kind } = pair;
+        self.has_agent = false;
+        // It is past all eagerness: nothing is left to find.
+        self.heard = Some(self.started);
+        self.pace = Pace::Leisurely;
+        self.selected = self.paths.add(*remote_addr, None, *remote_kind);
+        if let Some(entry) = self.selected.and_then(|index| self.paths.get_mut(index)) {
+            entry.source = path.source;
+            entry.mapped = Some(*local_addr).filter(|addr| !addr.ip().is_unspecified());
+        }
+        self.consent = Some(consent);
+        self
     }
 
     /// Adds the path to a candidate, direct or through our relay; what the agent is to be told when it is new.

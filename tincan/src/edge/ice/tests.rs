@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::ice::SelectedPair;
-use crate::link::{CandidateKind, Path, PortKind, Role};
+use crate::link::{CandidateKind, LEASE, Path, PortKind, Role};
 use crate::wire::candidate::Candidate;
 
 const LINK: LinkId = LinkId(7);
@@ -119,7 +119,13 @@ impl Peer {
         state.owners.extend(hosts.iter().map(|host| (host.addr, node)));
         let (events, told) = mpsc::channel(64);
         let port = Arc::new(Port { network: Arc::clone(network), node });
-        let config = CoreConfig { tap_name: "ipop".to_owned(), secured_port: SECURED_PORT, plain_port: PLAIN_PORT };
+        let config = CoreConfig {
+            tap_name: "ipop".to_owned(),
+            secured_port: SECURED_PORT,
+            plain_port: PLAIN_PORT,
+            direct_plain_port: None,
+            lease: LEASE,
+        };
         let edge = Arc::new(IceEdge::launch(Core::new(config), Interfaces::Fixed(hosts), port, events));
         state.edges.push(Some(Arc::clone(&edge)));
         state.sent.push(0);

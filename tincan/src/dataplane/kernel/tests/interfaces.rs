@@ -46,8 +46,13 @@ fn programs_are_attached_once_and_go_with_the_engine() {
     engine.attach_uplink(index).unwrap();
     engine.attach_uplink(index).unwrap();
     assert_eq!(programs_on("near", TcAttachType::Egress), [TAP_EGRESS]);
-    assert_eq!(programs_on("far", TcAttachType::Ingress), [UPLINK_INGRESS]);
+    assert_eq!(programs_on("far", TcAttachType::Ingress), [UPLINK_INGRESS, PORT_INGRESS]);
+    assert_eq!(programs_on("far", TcAttachType::Egress), [PORT_EGRESS]);
+    engine.attach_helper(index_of("near")).unwrap();
+    assert_eq!(programs_on("near", TcAttachType::Ingress), [CHECKED_INGRESS]);
     drop(engine);
+    nothing_on("near", TcAttachType::Ingress);
+    nothing_on("far", TcAttachType::Egress);
     nothing_on("near", TcAttachType::Egress);
     nothing_on("far", TcAttachType::Ingress);
 }
@@ -91,6 +96,6 @@ fn an_unknown_interface_is_named_in_the_error() {
 #[test]
 fn the_verifier_reports_every_program() {
     let reports = engine().reports().unwrap();
-    assert_eq!(reports.len(), 2);
+    assert_eq!(reports.len(), PROGRAMS.len());
     assert!(reports.iter().all(|report| report.verified_instructions.is_some_and(|count| count > 0)), "{reports:?}");
 }

@@ -4,12 +4,14 @@ use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use aya::programs::links::FdLink;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tincan_common::kernel_verdict::KernelVerdict as V;
 
 use super::frames::frame4;
 use super::interfaces::{enter_fresh_namespace, index_of, ip, nothing_on, programs_on};
+use super::ports::{MARK, SOCKET_PORT};
 use super::*;
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::dataplane::kernel::pins::{Left, Place};
@@ -53,6 +55,8 @@ fn settings() -> Settings {
         tap_index: index_of(NEAR),
         tap_mac: TAP_MAC,
         plain_port: OWN_PORT.to_be_bytes(),
+        socket_port: SOCKET_PORT.to_be_bytes(),
+        mark: MARK,
         router_mask: [255; 4],
         own_ip4: OWN4,
         own_ip6: OWN6,
@@ -64,7 +68,7 @@ fn link_ids(place: &Place) -> Vec<(String, u32)> {
     let directory = place.layout();
     let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut ids: Vec<_> = names
-        .filter(|name| name.starts_with(TAP_EGRESS) || name.starts_with(UPLINK_INGRESS))
+        .filter(|name| PROGRAMS.iter().any(|(program, _)| name.starts_with(program)))
         .map(|name| {
             let link = FdLink::from(PinnedLink::from_pin(directory.join(&name)).unwrap());
             (name, link.info().unwrap().id())
@@ -102,10 +106,10 @@ fn what_a_dead_engine_left_is_gone_on_with_by_the_same_links_entries_and_counter
     first.configure(&settings()).unwrap();
     run(&mut first, TAP_EGRESS, &frame4(OWN4, PEER4, 17, &[1; 40]));
     let (links, programs) = (link_ids(&place), program_ids(NEAR, TcAttachType::Egress));
-    assert_eq!(links.len(), 2);
+    assert_eq!(links.len(), 4);
     die(first);
     assert_eq!(programs_on(NEAR, TcAttachType::Egress), [TAP_EGRESS]);
-    assert_eq!(programs_on(FAR, TcAttachType::Ingress), [UPLINK_INGRESS]);
+    assert_eq!(programs_on(FAR, TcAttachType::Ingress), [UPLINK_INGRESS, PORT_INGRESS]);
     assert_eq!(place.look(), Left::Whole(Box::new(settings())));
     let second = pinned(&place);
     assert_eq!(link_ids(&place), links);
@@ -135,19 +139,20 @@ fn foreign_programs_before_and_behind_stay_with_the_same_ids() {
     let seen = ids();
     die(first);
     let second = pinned(&place);
-    for (old, new) in seen.iter().zip(ids()) {
-        assert_eq!((old.len(), new.len()), (3, 3));
-        assert_eq!((old[0], old[2]), (new[0], new[2]));
-        assert_ne!(old[1], new[1]);
+    let foreign = seen.clone().map(|old| {
+        let third = old.len() / 3;
+        [&old[..third], &old[2 * third..]].concat()
+    });
+    for ((old, new), foreign) in seen.iter().zip(ids()).zip(&foreign) {
+        let third = old.len() / 3;
+        assert_eq!([&new[..third], &new[2 * third..]].concat(), *foreign);
+        assert!(third > 0 && old[third..2 * third].iter().zip(&new[third..]).all(|(old, new)| old != new));
     }
     drop(second);
     let start = std::time::Instant::now();
-    while ids().iter().any(|ids| ids.len() != 2) {
+    while ids() != foreign {
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", ids());
         std::thread::yield_now();
-    }
-    for (old, new) in seen.iter().zip(ids()) {
-        assert_eq!([old[0], old[2]], new[..]);
     }
 }
 
@@ -162,8 +167,24 @@ fn a_pinned_link_whose_interface_is_gone_is_replaced_by_one_on_the_new_interface
     ip("link del far1");
     let second = pinned(&place);
     assert!(!fs::exists(place.layout().join(format!("{UPLINK_INGRESS}-{gone}"))).unwrap());
-    assert_eq!(programs_on(FAR, TcAttachType::Ingress), [UPLINK_INGRESS]);
+    assert_eq!(programs_on(FAR, TcAttachType::Ingress), [UPLINK_INGRESS, PORT_INGRESS]);
     drop(second);
+}
+
+#[test]
+fn an_uplink_that_lost_one_of_its_programs_gets_all_of_them_in_their_order() {
+    for lost in UPLINK_PROGRAMS {
+        let place = enter_place();
+        die(pinned(&place));
+        fs::remove_file(place.layout().join(format!("{lost}-{}", index_of(FAR)))).unwrap();
+        let second = pinned(&place);
+        let start = std::time::Instant::now();
+        while programs_on(FAR, TcAttachType::Ingress) != [UPLINK_INGRESS, PORT_INGRESS] {
+            assert!(start.elapsed() < Duration::from_secs(5), "{lost}: {:?}", programs_on(FAR, TcAttachType::Ingress));
+            std::thread::yield_now();
+        }
+        drop(second);
+    }
 }
 
 #[test]
@@ -216,7 +237,9 @@ fn uid(number: u8) -> Uid {
 
 /// A forwarder that has not linked yet, over what is pinned.
 fn forwarder(place: &Place, plain_port: u16) -> Forwarder {
-    Forwarder::new(pinned(place), index_of(NEAR), TAP_MAC, plain_port, LEASE).unwrap()
+    let mut forwarder = Forwarder::new(pinned(place), index_of(NEAR), TAP_MAC, LEASE).unwrap();
+    forwarder.set_ports(plain_port, SOCKET_PORT, MARK).unwrap();
+    forwarder
 }
 
 /// Peer `number` has the addresses that end so, and asked for tag 1000 + `number`.

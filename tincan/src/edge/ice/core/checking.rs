@@ -9,12 +9,12 @@ use stun::agent::TransactionId;
 use crate::edge::ice::agent::{AgentId, AgentOutput};
 use crate::edge::ice::consent::{Consent, Step};
 use crate::edge::ice::core::{Core, Early, HANDOVER, Link, Output, ServerKey};
-use crate::edge::ice::credentials::{UFRAG_LENGTH, generation_name};
+use crate::edge::ice::credentials::generation_name;
 use crate::edge::ice::generation::{Generation, Pace, reflexive_candidate};
 use crate::edge::ice::message::{self, Class, Incoming};
 use crate::edge::ice::paths::{Arrival, Entry, handle, index_of};
-use crate::ice::{IceEvent, SelectedPair};
-use crate::link::{CandidateKind, FlowKey, LinkId, Path};
+use crate::ice::{IceEvent, SelectedPair, UFRAG_LENGTH};
+use crate::link::{CandidateKind, FlowKey, LinkId, Path, PortKind};
 
 /// A peer may be this many generations ahead of us.
 const MAX_AHEAD: u32 = 4;
@@ -131,7 +131,13 @@ impl Core {
         {
             consent.heard(now);
         }
-        self.outputs.push_back(Output::Deliver { agent, handle: handle(index), datagram: incoming.bytes().to_vec() });
+        if generation.has_agent {
+            let datagram = incoming.bytes().to_vec();
+            self.outputs.push_back(Output::Deliver { agent, handle: handle(index), datagram });
+        } else if let Some(entry) = generation.paths.get(index).cloned() {
+            let answer = message::answer(incoming.transaction(), entry.remote, &generation.local_key);
+            self.send_along(id, &entry, answer);
+        }
         self.arm_link(id);
     }
 
@@ -157,7 +163,7 @@ impl Core {
         let newest = link.generations.iter_mut().max_by_key(|generation| generation.number);
         let later = match newest.as_ref().map(|newest| newest.number) {
             None => (ours == link.local.ufrag).then_some(0),
-            Some(newest) => (newest + 1..=newest.saturating_add(MAX_AHEAD))
+            Some(newest) => (newest.saturating_add(1)..=newest.saturating_add(MAX_AHEAD))
                 .find(|number| generation_name(&link.local.ufrag, *number) == ours),
         };
         let Some(number) = later else {
@@ -360,9 +366,10 @@ impl Core {
 
     /// A generation begins to carry data.
     fn take_over(&mut self, now: Instant, id: LinkId, position: usize) {
+        let lease = self.config.lease;
         let Some(link) = self.links.get_mut(&id) else { return };
         let number = link.generations[position].number;
-        link.generations[position].consent = Some(Consent::new(now, jitter()));
+        link.generations[position].consent = Some(Consent::new(now, jitter(), hold(link.port, lease)));
         for generation in link.generations.iter_mut().filter(|generation| generation.number < number) {
             generation.close_at.get_or_insert(now + HANDOVER);
         }
@@ -431,7 +438,7 @@ impl Core {
         self.send_request(now, id, agent, path, transaction, check, true);
     }
 
-    fn generation(&mut self, id: LinkId, agent: AgentId) -> Option<&mut Generation> {
+    pub(super) fn generation(&mut self, id: LinkId, agent: AgentId) -> Option<&mut Generation> {
         self.links.get_mut(&id)?.generations.iter_mut().find(|generation| generation.agent == agent)
     }
 }
@@ -453,6 +460,15 @@ fn local_end(link: &Link, entry: &Entry, relayed: Option<SocketAddr>, port: u16)
         CandidateKind::PeerReflexive
     };
     (mapped, kind)
+}
+
+/// How old the last answer may become while frames come: those of a secured link say enough about the peer, but no kernel
+/// forwards it, so nothing is won by keeping it for longer than RFC 7675 has it.
+pub(super) fn hold(port: PortKind, lease: Duration) -> Duration {
+    match port {
+        PortKind::Secured => Duration::ZERO,
+        PortKind::Plain => lease,
+    }
 }
 
 /// A random byte that spreads consent checks; the middle when the system has none to give.

@@ -146,7 +146,8 @@ impl Core {
         if hosts.is_empty() {
             problems.push("no interface with a usable address is up".to_owned());
         }
-        let candidates = candidates(&local, self.port_number(port), &hosts, &reflexive, relayed);
+        let direct = self.config.direct_plain_port.filter(|_| port == PortKind::Plain);
+        let candidates = candidates(&local, (self.port_number(port), direct), &hosts, &reflexive, relayed);
         self.event(IceEvent::Gathered { link: id, candidates, problems });
     }
 }
@@ -160,6 +161,6 @@ fn reachable(hosts: &[HostAddress], servers: &[SocketAddr]) -> Vec<SocketAddr> {
 
 /// Any 64 bits do: roles are fixed, so no conflict is ever decided by it. Taken from the name, which is random and
 /// public anyway.
-fn tie_breaker(local: &Credentials) -> u64 {
+pub(super) fn tie_breaker(local: &Credentials) -> u64 {
     local.ufrag.bytes().fold(0u64, |mixed, byte| mixed.rotate_left(5) ^ u64::from(byte))
 }

@@ -21,11 +21,14 @@ use crate::edge::ice::turn::tests::{RELAYED, Server, address};
 use crate::ice::SelectedPair;
 use crate::wire::request::Secret;
 
+mod resuming;
+
 const LINK: LinkId = LinkId(1);
 const DELAY: Duration = Duration::from_millis(10);
 const SERVER: &str = "203.0.113.1:3478";
 const HOSTS: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const PORT: u16 = 40001;
+const LEASE: Duration = Duration::from_secs(60);
 
 /// What webrtc-ice does, as far as the core can tell.
 struct Agent {
@@ -128,7 +131,13 @@ impl World {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
         let side = |_| Side {
-            core: Core::new(CoreConfig { tap_name: "ipop".into(), secured_port: PORT, plain_port: PORT + 1 }),
+            core: Core::new(CoreConfig {
+                tap_name: "ipop".into(),
+                secured_port: PORT,
+                plain_port: PORT + 1,
+                direct_plain_port: None,
+                lease: LEASE,
+            }),
             agents: BTreeMap::new(),
             told: Vec::new(),
             sent: 0,

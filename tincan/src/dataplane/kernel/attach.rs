@@ -1,0 +1,113 @@
+//! Programs on interfaces: attached behind foreign ones, pinned where that is wanted, taken over from a daemon before.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::{fs, io};
+
+use anyhow::{Context, ensure};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+
+use super::{
+    CHECKED_INGRESS, KernelEngine, LOOPBACK_INDEX, PROGRAMS, TAP_EGRESS, UPLINK_PROGRAMS, failure, interface_name,
+    program,
+};
+
+impl KernelEngine {
+    /// Attaches `tap_egress` behind the other programs of the TAP (TCX, Linux 6.6).
+    pub fn attach_tap(&mut self, index: u32) -> anyhow::Result<()> {
+        self.attach(TAP_EGRESS, index)
+    }
+
+    /// Attaches what belongs on an uplink; once is enough.
+    pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
+        UPLINK_PROGRAMS.into_iter().try_for_each(|name| self.attach(name, index))
+    }
+
+    /// Attaches the guard to a helper device, which must be down until then.
+    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
+        self.attach(CHECKED_INGRESS, index)
+    }
+
+    /// Whether the guard is on an interface.
+    #[must_use]
+    pub fn is_guarded(&self, index: u32) -> bool {
+        self.attached.contains_key(&(CHECKED_INGRESS, index))
+    }
+
+    /// Attaches a program to an interface, unless it is there.
+    fn attach(&mut self, name: &'static str, index: u32) -> anyhow::Result<()> {
+        if self.attached.contains_key(&(name, index)) {
+            return Ok(());
+        }
+        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device");
+        let interface = interface_name(index)?;
+        let program = program(&mut self.ebpf, name)?;
+        let link = attach_last(program, &interface, side_of(name)?)?;
+        let pinned = match self.pins.as_ref().map(|pins| pins.link(name, index)) {
+            Some(pin) => {
+                let link = FdLink::try_from(program.take_link(link)?)?;
+                Some(link.pin(&pin).with_context(|| format!("pin {name} of {interface}"))?)
+            }
+            None => None,
+        };
+        self.attached.insert((name, index), pinned);
+        Ok(())
+    }
+
+    /// Puts the own programs in place of those that a daemon before left on the pinned links.
+    pub(super) fn adopt_links(&mut self) -> anyhow::Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let links: BTreeSet<(String, u32)> = pins.links()?.into_iter().collect();
+        for (name, index) in &links {
+            let pin = pins.link(name, *index);
+            let known = PROGRAMS.iter().find(|(program, _)| program == name);
+            // Attached again, one of an uplink's programs would come behind the others.
+            let is_whole = !UPLINK_PROGRAMS.contains(&name.as_str())
+                || UPLINK_PROGRAMS.iter().all(|other| links.contains(&((*other).to_owned(), *index)));
+            match known.filter(|_| is_whole) {
+                Some((known, _)) => {
+                    let replaced = replace(program(&mut self.ebpf, known)?, &pin);
+                    if replaced.with_context(|| format!("take over {name} on interface {index}"))? {
+                        self.attached.insert((known, *index), None);
+                    }
+                }
+                None => fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn side_of(name: &str) -> anyhow::Result<TcAttachType> {
+    let found = PROGRAMS.iter().find(|(program, _)| *program == name);
+    found.map(|(_, side)| *side).with_context(|| format!("no program {name}"))
+}
+
+/// Attaches a program behind the others.
+fn attach_last(
+    program: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> anyhow::Result<SchedClassifierLinkId> {
+    program
+        .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
+        .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))
+}
+
+/// Puts a program in place of the one a pinned link has, at once and for every frame. False where its interface is gone;
+/// then its pin is too.
+fn replace(program: &mut SchedClassifier, pin: &Path) -> anyhow::Result<bool> {
+    let link = match PinnedLink::from_pin(pin) {
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.with_context(|| format!("open {}", pin.display()))?,
+    };
+    let link = SchedClassifierLink::try_from(FdLink::from(link)).with_context(|| format!("{}", pin.display()))?;
+    if let Err(error) = program.attach_to_link(link) {
+        tracing::debug!(pin = %pin.display(), "a pinned link is of no use any more: {error}");
+        fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+        return Ok(false);
+    }
+    Ok(true)
+}
