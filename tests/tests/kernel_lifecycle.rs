@@ -5,10 +5,12 @@
 //! ```
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -19,6 +21,7 @@ use tincan_tests::daemon::{DaemonOptions, command_with_pins};
 use tincan_tests::netns::Namespace;
 use tincan_tests::ping::ping;
 use tincan_tests::topology::{Pair, Underlay};
+use tincan_tests::udp_door::Received;
 use tincan_tests::wait;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -150,6 +153,81 @@ fn a_new_daemon_goes_on_with_device_port_programs_and_entries() -> Result<()> {
     }
     ensure!(alice.daemon.stop()?, "the daemon did not stop at SIGTERM");
     nothing_is_left(&pair.alice)
+}
+
+#[test]
+fn twenty_deaths_in_a_row_cost_no_ping_and_leave_nothing() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let [mut alice, mut bob] = linked(&pair, &[])?;
+    wait_stored(&alice)?;
+    drop(bob.door.drain()?);
+    let (devices, pins) = (pair.alice.interfaces()?, pair.alice.pinned()?);
+    let ran = AtomicBool::new(true);
+    let lost = thread::scope(|scope| {
+        let stream = scope.spawn(|| tcp_without_a_gap(&pair, bob.ip4.into(), &ran));
+        let lost = lost_while(&pair.alice, bob.ip4.into(), Duration::from_secs(15), || {
+            for round in 0..20 {
+                alice.daemon.kill9()?;
+                let start = Instant::now();
+                alice.daemon.restart()?;
+                let in_kernel = || alice.peer(&bob).is_ok_and(|peer| peer.text("engine") == "kernel");
+                wait::until(Duration::from_secs(2), "the next daemon to go on", in_kernel)
+                    .with_context(|| alice.daemon.log())?;
+                println!("round {round}: gone on with after {:.2} s", start.elapsed().as_secs_f64());
+                wait_stored(&alice)?;
+            }
+            Ok(())
+        });
+        ran.store(false, Ordering::Relaxed);
+        stream.join().expect("the stream ends by itself")?;
+        lost
+    })?;
+    ensure!(lost == 0, "{lost} pings lost");
+    let log = alice.daemon.log();
+    ensure!(log.contains("plain links of the daemon before are resumed") && !log.contains("nobody claimed"), "{log}");
+    ensure!(pair.alice.interfaces()? == devices && pair.alice.pinned()? == pins, "something was added or is gone");
+    let told = bob.door.drain()?;
+    let offline = told.iter().filter_map(Received::json).find(|json| json["data"] == "offline");
+    ensure!(offline.is_none(), "bob told {offline:?}");
+    ensure!(alice.daemon.stop()? && bob.daemon.stop()?, "a daemon did not stop at SIGTERM");
+    nothing_is_left(&pair.alice)?;
+    nothing_is_left(&pair.bob)
+}
+
+/// The node's link is in its snapshot, so that the next daemon goes on with it.
+fn wait_stored(node: &Node) -> Result<()> {
+    let path = node.daemon.state_dir().join("ipop.links.json");
+    let read = || serde_json::from_slice::<Value>(&fs::read(&path).ok()?).ok();
+    let is_stored = || read().is_some_and(|snapshot| snapshot["links"][0]["reachable"] == true);
+    wait::until(SOON, "the link in the snapshot", is_stored)
+}
+
+/// A TCP stream from alice to bob while `goes_on`, in which nothing arrives for 0.5 s at no time.
+fn tcp_without_a_gap(pair: &Pair, target: IpAddr, goes_on: &AtomicBool) -> Result<()> {
+    let listener = pair.bob.enter(|| TcpListener::bind((target, 0)).context("listening"))?;
+    let address = listener.local_addr()?;
+    let mut sender = pair.alice.enter(|| TcpStream::connect(address).context("connecting"))?;
+    sender.set_write_timeout(Some(SOON))?;
+    let (mut receiver, _) = listener.accept()?;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    thread::scope(|scope| {
+        let sending = scope.spawn(move || -> Result<()> {
+            while goes_on.load(Ordering::Relaxed) {
+                sender.write_all(&[0x5a; 1 << 14]).context("sending")?;
+            }
+            Ok(())
+        });
+        let mut buffer = vec![0; 1 << 20];
+        let mut received = 0;
+        loop {
+            match receiver.read(&mut buffer).with_context(|| format!("a gap after {received} bytes"))? {
+                0 => break,
+                length => received += length,
+            }
+        }
+        println!("{} MB by TCP", received >> 20);
+        sending.join().expect("the sender ends by itself")
+    })
 }
 
 #[test]

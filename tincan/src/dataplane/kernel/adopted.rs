@@ -112,9 +112,8 @@ impl Adopted {
     }
 
     fn take(&mut self, is_wanted: impl Fn(&Group) -> bool) -> Vec<(u32, Group)> {
-        let (taken, kept) = std::mem::take(&mut self.groups).into_iter().partition(|(_, group)| is_wanted(group));
-        self.groups = kept;
-        BTreeMap::into_iter(taken).collect()
+        let slots: Vec<u32> = self.groups.iter().filter(|(_, group)| is_wanted(group)).map(|(slot, _)| *slot).collect();
+        slots.into_iter().filter_map(|slot| Some((slot, self.groups.remove(&slot)?))).collect()
     }
 }
 
