@@ -3,7 +3,10 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use tincan_common::entries::{Address, Flow, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings, SettingsInMap};
+use tincan_common::entries::{
+    Address, Flow, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, RawTraffic, Receiver, Sender, Settings,
+    SettingsInMap,
+};
 use tincan_common::kernel_verdict::KernelVerdict;
 
 use crate::packet;

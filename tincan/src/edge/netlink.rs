@@ -24,6 +24,9 @@ const MAX_UNDERLAY_ADDRESSES: usize = 64;
 /// Longest interface name (the kernel's `IFNAMSIZ` without the terminating zero).
 const MAX_NAME_LEN: usize = 15;
 
+/// The alias of a TAP that is the own or another overlay's: no overlay is offered as the way to itself or another.
+const OVERLAY_ALIAS: &str = "tincan overlay";
+
 /// Host-only networks of virtual machine monitors: nothing beyond this machine is reached by them.
 const IGNORED_PREFIXES: [&str; 2] = ["vmnet", "vnic"];
 
@@ -67,7 +70,7 @@ impl Netlink {
             .ok_or_else(|| anyhow!("there is no interface {name}: create the TAP first"))?;
         let index = link.header.index;
 
-        let change = LinkUnspec::new_with_index(index).mtu(mtu).arp(false).up().build();
+        let change = LinkUnspec::new_with_index(index).mtu(mtu).alias(OVERLAY_ALIAS).arp(false).up().build();
         let set = self.handle.link().set(change).execute().await;
         set.map_err(|error| explain(&error, &format!("cannot set MTU {mtu}, NOARP and UP on {name}")))?;
 
@@ -96,7 +99,7 @@ impl Netlink {
     }
 
     /// The addresses peers may be reached by: of interfaces that are up, without loopback, link-local IPv6, tentative
-    /// and deprecated ones and host-only networks; at most 64.
+    /// and deprecated ones, host-only networks and overlays of this program; at most 64.
     pub async fn underlay_addresses(&self) -> anyhow::Result<Vec<InterfaceAddress>> {
         let links: Vec<LinkMessage> = self
             .handle
@@ -168,7 +171,10 @@ fn usable_interface(link: &LinkMessage) -> Option<(u32, String)> {
         .attributes
         .iter()
         .find_map(|attribute| if let LinkAttribute::IfName(name) = attribute { Some(name.clone()) } else { None })?;
-    let ignored = IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let is_overlay =
+        |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias == OVERLAY_ALIAS);
+    let ignored =
+        IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || link.attributes.iter().any(is_overlay);
     (!ignored).then_some((link.header.index, name))
 }
 
@@ -291,11 +297,9 @@ mod tests {
                 let link = netlink.find("tap0").await.unwrap().unwrap();
                 assert!(link.header.flags.contains(LinkFlags::Up | LinkFlags::Noarp));
                 assert!(link.attributes.contains(&Mtu(1280)));
-                assert_eq!(
-                    netlink.underlay_addresses().await.unwrap(),
-                    [found("tap0", "172.31.0.1"), found("tap0", "fd50:dbc::1")]
-                );
+                assert_eq!(netlink.underlay_addresses().await.unwrap(), [], "an overlay is no underlay");
             }
+            assert!(tokio::net::UdpSocket::bind("172.31.0.1:0").await.is_ok());
             tokio::net::UdpSocket::bind("[fd50:dbc::1]:0").await.unwrap();
             for _ in 0..2 {
                 netlink.remove_address("tap0", "172.31.0.1".parse().unwrap(), 24).await.unwrap();
@@ -333,7 +337,9 @@ mod tests {
         in_namespace(|netlink| async move {
             add_veth(&netlink, "eth0", "peer0").await;
             bring_up(&netlink, "peer0").await;
-            configure(&netlink, "eth0").await.unwrap();
+            bring_up(&netlink, "eth0").await;
+            add_address(&netlink, "eth0", "172.31.0.1").await;
+            add_address(&netlink, "eth0", "fd50:dbc::1").await;
             let index = netlink.find("eth0").await.unwrap().unwrap().header.index;
 
             let mut deprecated = netlink.handle.address().add(index, "2001:db8::2".parse().unwrap(), 64);
@@ -384,7 +390,8 @@ mod tests {
             add_veth(&netlink, "tap0", "other0").await;
             std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1").unwrap();
             configure(&netlink, "tap0").await.unwrap();
-            assert_eq!(netlink.underlay_addresses().await.unwrap(), [found("tap0", "172.31.0.1")]);
+            assert!(tokio::net::UdpSocket::bind("172.31.0.1:0").await.is_ok());
+            assert!(tokio::net::UdpSocket::bind("[fd50:dbc::1]:0").await.is_err());
         });
     }
 
