@@ -28,7 +28,8 @@ pub struct DaemonOptions {
     pub rpc_port: u16,
     /// Further options, as words.
     pub more: Vec<String>,
-    /// Whether there is a bpffs at `/sys/fs/bpf`: then plain links in the kernel outlive a daemon that is killed.
+    /// Whether there is a bpffs at `/sys/fs/bpf`, as on most hosts: then plain links in the kernel outlive a daemon that is
+    /// killed.
     pub pins: bool,
     /// Whether the log's last lines are printed at the end; the test harness shows them of failed tests only.
     pub log_at_end: bool,
@@ -36,7 +37,7 @@ pub struct DaemonOptions {
 
 impl Default for DaemonOptions {
     fn default() -> Self {
-        Self { tap: "ipop".to_owned(), rpc_port: 5800, more: Vec::new(), pins: false, log_at_end: true }
+        Self { tap: "ipop".to_owned(), rpc_port: 5800, more: Vec::new(), pins: true, log_at_end: true }
     }
 }
 

@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(10);
 
 fn options(more: &[&str]) -> DaemonOptions {
-    DaemonOptions { pins: true, more: more.iter().map(|word| (*word).to_owned()).collect(), ..DaemonOptions::default() }
+    DaemonOptions { more: more.iter().map(|word| (*word).to_owned()).collect(), ..DaemonOptions::default() }
 }
 
 /// Two nodes with a plain link that the kernel forwards.
@@ -218,14 +218,14 @@ fn tcp_without_a_gap(pair: &Pair, target: IpAddr, goes_on: &AtomicBool) -> Resul
             Ok(())
         });
         let mut buffer = vec![0; 1 << 20];
-        let mut received = 0;
+        let mut total = 0;
         loop {
-            match receiver.read(&mut buffer).with_context(|| format!("a gap after {received} bytes"))? {
+            match receiver.read(&mut buffer).with_context(|| format!("a gap after {total} bytes"))? {
                 0 => break,
-                length => received += length,
+                length => total += length,
             }
         }
-        println!("{} MB by TCP", received >> 20);
+        println!("{} MB by TCP", total >> 20);
         sending.join().expect("the sender ends by itself")
     })
 }

@@ -12,13 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use tincan_tests::controller::{LinkPlan, Node, connect};
-use tincan_tests::daemon::DaemonOptions;
 use tincan_tests::netns::{abandoned, existing};
 use tincan_tests::topology::{Pair, Underlay};
-
-fn with_pins() -> DaemonOptions {
-    DaemonOptions { pins: true, ..DaemonOptions::default() }
-}
 
 /// Where something is mounted.
 fn mounts() -> Result<Vec<PathBuf>> {
@@ -29,7 +24,7 @@ fn mounts() -> Result<Vec<PathBuf>> {
 #[test]
 fn a_stopped_daemon_leaves_no_device_no_socket_and_no_file_but_its_state() -> Result<()> {
     let pair = Pair::new(Underlay::Dual)?;
-    let (mut alice, mut bob) = (Node::start_with(&pair.alice, 1, &with_pins())?, Node::start(&pair.bob, 2)?);
+    let (mut alice, mut bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
     connect(&mut alice, &mut bob, &LinkPlan::secured())?;
     ensure!(!pair.alice.pinned()?.is_empty(), "no pins to begin with");
     ensure!(pair.alice.interfaces()?.contains(&"ipop".to_owned()), "no TAP to begin with");
@@ -57,8 +52,7 @@ fn a_stopped_daemon_leaves_no_device_no_socket_and_no_file_but_its_state() -> Re
 fn a_dropped_bench_leaves_no_namespace_no_process_and_no_directory() -> Result<()> {
     let names = {
         let pair = Pair::new(Underlay::Ipv4)?;
-        let (mut alice, mut bob) =
-            (Node::start_with(&pair.alice, 1, &with_pins())?, Node::start_with(&pair.bob, 2, &with_pins())?);
+        let (mut alice, mut bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
         connect(&mut alice, &mut bob, &LinkPlan::plain())?;
         // One dies as in a crash: its namespace takes the rest along.
         bob.daemon.kill9()?;
