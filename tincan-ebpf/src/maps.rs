@@ -28,13 +28,20 @@ static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 #[map(name = "verdicts")]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(KernelVerdict::COUNT, 0);
 
-/// What every frame needs; `None` while user space has nothing to do, and when no daemon has renewed the lease in time.
+/// What every frame needs; `None` while user space has nothing to do.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn settings() -> Option<SettingsInMap<'static>> {
     let settings = SettingsInMap(SETTINGS.get(0)?);
-    let lease_end = *LEASE.get(0)?;
-    (settings.tap_index() != 0 && packet::now() < lease_end).then_some(settings)
+    (settings.tap_index() != 0).then_some(settings)
+}
+
+/// Whether entries hold: not when no daemon has renewed the lease in time. Asked only where there is one, because a clock
+/// costs as much as a lookup.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "two loads and a helper's call")]
+fn entries_hold() -> bool {
+    LEASE.get(0).is_some_and(|end| packet::now() < *end)
 }
 
 /// How to send to whoever has this inner IPv4 address, cut to the router mask.
@@ -43,7 +50,7 @@ pub fn settings() -> Option<SettingsInMap<'static>> {
 pub fn route4(destination: &[u8; 4]) -> Option<Sender> {
     // SAFETY: the entry may be replaced while it is read, but not freed before the program ends (RCU), and any bytes
     // are a valid entry.
-    unsafe { ROUTES4.get(destination) }.map(Sender::from_bytes)
+    unsafe { ROUTES4.get(destination) }.filter(|_| entries_hold()).map(Sender::from_bytes)
 }
 
 /// The same for IPv6.
@@ -51,7 +58,7 @@ pub fn route4(destination: &[u8; 4]) -> Option<Sender> {
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn route6(destination: &[u8; 16]) -> Option<Sender> {
     // SAFETY: as in `route4`.
-    unsafe { ROUTES6.get(destination) }.map(Sender::from_bytes)
+    unsafe { ROUTES6.get(destination) }.filter(|_| entries_hold()).map(Sender::from_bytes)
 }
 
 /// Whose datagrams these are.
@@ -59,7 +66,7 @@ pub fn route6(destination: &[u8; 16]) -> Option<Sender> {
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn receiver(flow: &Flow) -> Option<Receiver> {
     // SAFETY: as in `route4`.
-    unsafe { FLOWS.get(&flow.to_bytes()) }.map(Receiver::from_bytes)
+    unsafe { FLOWS.get(&flow.to_bytes()) }.filter(|_| entries_hold()).map(Receiver::from_bytes)
 }
 
 /// Whether this is an address of the host on the underlay.

@@ -30,10 +30,11 @@ fn without_a_lease_everything_passes_untouched_and_with_a_new_one_it_is_forwarde
             for (lease, end) in [("no", 0), ("an ended", monotonic() - TICK)] {
                 let row = format!("{family} over {underlay:?} with {lease} lease");
                 engine.set_lease_end(end).unwrap();
-                let unrouted = verdict(&engine, V::UpUnrouted);
+                let before = [V::UpUnrouted, V::UpUnknownFlow].map(|reason| verdict(&engine, reason));
                 assert_eq!(run(&mut engine, TAP_EGRESS, out), (PASS_ON, out.clone()), "{row}");
                 assert_eq!(run(&mut engine, UPLINK_INGRESS, &arriving), (PASS_ON, arriving.clone()), "{row}");
-                assert_eq!(verdict(&engine, V::UpUnrouted), unrouted + 1, "{row}");
+                let after = [V::UpUnrouted, V::UpUnknownFlow].map(|reason| verdict(&engine, reason));
+                assert_eq!(after, before.map(|count| count + 1), "{row}");
             }
             assert_eq!(engine.traffic(SLOT).unwrap(), [0; 4], "nothing was carried");
             engine.set_lease_end(monotonic() + minute).unwrap();
