@@ -27,6 +27,8 @@ pub struct Node {
     pub ip6: Ipv6Addr,
     /// Of its certificate, as text.
     pub fingerprint: String,
+    /// Bits of an IPv4 address that choose the peer; below 32 a whole subnet is behind each.
+    router_prefix: u8,
 }
 
 /// What a link shall be.
@@ -106,15 +108,31 @@ impl Node {
 
     /// The same with options.
     pub fn start_with(namespace: &Namespace, number: u8, options: &DaemonOptions) -> Result<Self> {
+        Self::start_as(namespace, number, options, Ipv4Addr::new(172, 16, 0, number), 32)
+    }
+
+    /// A node that routes: 172.16.`number`.1, with 172.16.`number`.0/24 behind it.
+    pub fn start_router(namespace: &Namespace, number: u8) -> Result<Self> {
+        Self::start_as(namespace, number, &DaemonOptions::default(), Ipv4Addr::new(172, 16, number, 1), 24)
+    }
+
+    fn start_as(
+        namespace: &Namespace,
+        number: u8,
+        options: &DaemonOptions,
+        ip4: Ipv4Addr,
+        router_prefix: u8,
+    ) -> Result<Self> {
         let daemon = Daemon::start(namespace, options)?;
         let door = UdpDoor::open(namespace, options.rpc_port)?;
         let mut node = Self {
             daemon,
             door,
             uid: format!("{number:02x}").repeat(20),
-            ip4: Ipv4Addr::new(172, 16, 0, number),
+            ip4,
             ip6: Ipv6Addr::new(0xfd50, 0xdbc, 0x41f2, 0x4a3c, 0, 0, 0, number.into()),
             fingerprint: String::new(),
+            router_prefix,
         };
         node.introduce()?;
         Ok(node)
@@ -125,7 +143,8 @@ impl Node {
         // Zero-padded groups, as the 2014 controllers write them.
         let ip6 = self.ip6.segments().map(|group| format!("{group:04x}")).join(":");
         let params = json!({
-            "uid": self.uid, "ip4": self.ip4.to_string(), "ip6": ip6, "ip4_mask": 24, "ip6_mask": 64, "subnet_mask": 32,
+            "uid": self.uid, "ip4": self.ip4.to_string(), "ip6": ip6, "ip4_mask": if self.router_prefix == 32 { 24 } else { 16 },
+            "ip6_mask": 64, "subnet_mask": self.router_prefix,
         });
         self.daemon.call("set_local_ip", &params)?;
         let state = self.daemon.call("get_state", &json!({}))?;

@@ -11,8 +11,11 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use nix::{libc, setsockopt_impl, sockopt_impl};
 
 use crate::netns::Namespace;
+
+sockopt_impl!(IpMtuDiscover, SetOnly, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::c_int);
 
 /// Type, code, checksum, identifier, sequence number.
 const HEADER: usize = 8;
@@ -29,7 +32,14 @@ pub struct PingReport {
     pub round_trips: Vec<Duration>,
 }
 
-/// Sends `count` requests with `payload`, one per `interval`, and collects the answers.
+/// Whether routers may cut an IPv4 packet, and this host one of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fragments {
+    Allowed,
+    Forbidden,
+}
+
+/// Sends `count` requests with `payload`, one per `interval`, and collects the answers. They may be fragmented.
 pub fn ping(
     namespace: &Namespace,
     target: IpAddr,
@@ -37,7 +47,7 @@ pub fn ping(
     interval: Duration,
     payload: &[u8],
 ) -> Result<PingReport> {
-    let mut pinger = Pinger::open(namespace, target, payload)?;
+    let mut pinger = Pinger::open(namespace, target, payload, Fragments::Allowed)?;
     let mut sent_at = Vec::new();
     let mut report = PingReport { sent: count, lost: count, round_trips: Vec::new() };
     for sequence in 0..u16::try_from(count).context("too many pings")? {
@@ -64,12 +74,14 @@ pub fn until_answered(namespace: &Namespace, target: IpAddr, deadline: Duration)
 
 /// One request, answered within `patience` or lost.
 pub fn ping_once(namespace: &Namespace, target: IpAddr, patience: Duration) -> Result<PingReport> {
-    let mut pinger = Pinger::open(namespace, target, b"once")?;
-    let mut sent_at = vec![Some(Instant::now())];
-    let mut report = PingReport { sent: 1, lost: 1, round_trips: Vec::new() };
-    pinger.send(0)?;
-    pinger.collect(Instant::now() + patience, true, &mut sent_at, &mut report)?;
-    Ok(report)
+    Pinger::open(namespace, target, b"once", Fragments::Allowed)?.once(patience)
+}
+
+/// One request in an IP packet of `packet_len` bytes that must not be fragmented, answered within `patience` or lost.
+pub fn ping_whole(namespace: &Namespace, target: IpAddr, packet_len: usize, patience: Duration) -> Result<PingReport> {
+    let headers = HEADER + if target.is_ipv4() { 20 } else { 40 };
+    let payload = vec![0x5a; packet_len.checked_sub(headers).context("no room for the headers")?];
+    Pinger::open(namespace, target, &payload, Fragments::Forbidden)?.once(patience)
 }
 
 struct Pinger {
@@ -79,7 +91,7 @@ struct Pinger {
 }
 
 impl Pinger {
-    fn open(namespace: &Namespace, target: IpAddr, payload: &[u8]) -> Result<Self> {
+    fn open(namespace: &Namespace, target: IpAddr, payload: &[u8], fragments: Fragments) -> Result<Self> {
         let (family, protocol, request) = match target {
             IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
             IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
@@ -87,6 +99,13 @@ impl Pinger {
         let fd = namespace
             .enter(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("a raw socket"))?;
         setsockopt(&fd, sockopt::RcvBufForce, &(1 << 20)).context("SO_RCVBUFFORCE")?;
+        match (target, fragments) {
+            (IpAddr::V4(_), Fragments::Allowed) => setsockopt(&fd, IpMtuDiscover, &libc::IP_PMTUDISC_DONT),
+            (IpAddr::V4(_), Fragments::Forbidden) => setsockopt(&fd, IpMtuDiscover, &libc::IP_PMTUDISC_DO),
+            (IpAddr::V6(_), Fragments::Allowed) => Ok(()),
+            (IpAddr::V6(_), Fragments::Forbidden) => setsockopt(&fd, sockopt::Ipv6DontFrag, &true),
+        }
+        .context("IP_MTU_DISCOVER or IPV6_DONTFRAG")?;
         // The descriptor tells pingers of this process apart, the process id those of others.
         let identifier = std::process::id() ^ u32::try_from(fd.as_raw_fd()).context("a negative descriptor")? << 8;
         let [_, _, high, low] = identifier.to_be_bytes();
@@ -94,7 +113,15 @@ impl Pinger {
         Ok(Self { fd, target, message })
     }
 
-    /// Sends request `sequence`. One that cannot be sent (no route, no carrier) is a lost one.
+    fn once(&mut self, patience: Duration) -> Result<PingReport> {
+        let mut sent_at = vec![Some(Instant::now())];
+        let mut report = PingReport { sent: 1, lost: 1, round_trips: Vec::new() };
+        self.send(0)?;
+        self.collect(Instant::now() + patience, true, &mut sent_at, &mut report)?;
+        Ok(report)
+    }
+
+    /// Sends request `sequence`. One that cannot be sent (no route, no carrier, too long) is a lost one.
     fn send(&mut self, sequence: u16) -> Result<()> {
         self.message[6..8].copy_from_slice(&sequence.to_be_bytes());
         let (fd, flags) = (self.fd.as_raw_fd(), MsgFlags::empty());
@@ -110,9 +137,14 @@ impl Pinger {
         };
         match sent {
             Ok(_)
-            | Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENOBUFS | Errno::ENETDOWN | Errno::EAGAIN) => {
-                Ok(())
-            }
+            | Err(
+                Errno::ENETUNREACH
+                | Errno::EHOSTUNREACH
+                | Errno::ENOBUFS
+                | Errno::ENETDOWN
+                | Errno::EAGAIN
+                | Errno::EMSGSIZE,
+            ) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("pinging {}", self.target)),
         }
     }
@@ -147,7 +179,8 @@ impl Pinger {
         let mut buffer = vec![0; 1 << 16];
         let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(length) => length,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            // A raw socket that forbids fragments hears of errors, raw(7).
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::EMSGSIZE) => return Ok(None),
             Err(error) => return Err(error).context("receiving echo replies"),
         };
         let (offset, reply) = match self.target {

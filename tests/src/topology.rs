@@ -111,6 +111,66 @@ pub fn plug_host(lan: &mut Lan, role: &str, number: u8, underlay: Underlay) -> R
     Ok((host, cable))
 }
 
+/// Two hosts with two routers between them: `eth0` of alice is `192.0.2.1`, `2001:db8:1::1`, of bob `198.51.100.1`,
+/// `2001:db8:2::1`. The routers' link (`mid`) can be narrowed.
+#[derive(Debug)]
+pub struct Routed {
+    pub alice: Namespace,
+    pub bob: Namespace,
+    pub alice_router: Namespace,
+    pub bob_router: Namespace,
+}
+
+impl Routed {
+    /// Builds the network.
+    pub fn new(underlay: Underlay) -> Result<Self> {
+        let [alice, alice_router] = plug_routed("alice", ["192.0.2", "2001:db8:1:"], 1, underlay)?;
+        let [bob, bob_router] = plug_routed("bob", ["198.51.100", "2001:db8:2:"], 2, underlay)?;
+        let (near, far) = (alice_router.name(), bob_router.name());
+        alice_router.exec(&format!("ip link add mid netns {near} type veth peer name mid netns {far}"))?;
+        for (router, number) in [(&alice_router, 1), (&bob_router, 2)] {
+            add_address(router, "mid", &format!("203.0.113.{number}/24"))?;
+            add_address(router, "mid", &format!("2001:db8:f::{number}/64"))?;
+            router.exec("ip link set mid up")?;
+        }
+        for (router, other, subnets) in [
+            (&alice_router, 2, ["198.51.100.0/24", "2001:db8:2::/64"]),
+            (&bob_router, 1, ["192.0.2.0/24", "2001:db8:1::/64"]),
+        ] {
+            router.exec(&format!("ip route add {} via 203.0.113.{other}", subnets[0]))?;
+            router.exec(&format!("ip route add {} via 2001:db8:f::{other}", subnets[1]))?;
+        }
+        Ok(Self { alice, bob, alice_router, bob_router })
+    }
+}
+
+/// A host and its router, joined by a cable; of the network's addresses `.1` is the host's and `.254` the router's.
+fn plug_routed(role: &str, networks: [&str; 2], number: u8, underlay: Underlay) -> Result<[Namespace; 2]> {
+    let (host, router) = (Namespace::new(role)?, Namespace::new(&format!("{role}-router"))?);
+    let (near, far) = (host.name(), router.name());
+    host.exec(&format!("ip link add eth0 netns {near} type veth peer name lan{number} netns {far}"))?;
+    let [ip4, ip6] = networks;
+    for (namespace, interface, end4, end6) in [(&host, "eth0", 1, 1), (&router, &format!("lan{number}"), 254, 0xfe)] {
+        if underlay != Underlay::Ipv6 {
+            add_address(namespace, interface, &format!("{ip4}.{end4}/24"))?;
+        }
+        if underlay != Underlay::Ipv4 {
+            add_address(namespace, interface, &format!("{ip6}:{end6:x}/64"))?;
+        }
+        namespace.exec(&format!("ip link set {interface} up"))?;
+    }
+    router.exec("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
+    if underlay == Underlay::Ipv4 {
+        host.exec("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1")?;
+    } else {
+        host.exec(&format!("ip route add default via {ip6}:fe"))?;
+    }
+    if underlay != Underlay::Ipv6 {
+        host.exec(&format!("ip route add default via {ip4}.254"))?;
+    }
+    Ok([host, router])
+}
+
 /// How a home router translates (RFC 4787: mapping and filtering).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nat {

@@ -1,9 +1,12 @@
 //! Traffic between two namespaces: TCP throughput by iperf3, and payloads that are compared.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::panic;
 use std::path::Path;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -52,7 +55,7 @@ pub fn tcp_echo(client: &Namespace, server: &Namespace, target: IpAddr, payload:
         if outcome.is_err() {
             drop(server.enter(|| TcpStream::connect(address).context("ending the echo")));
         }
-        outcome.and(echo.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        outcome.and(echo.join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
     })
 }
 
@@ -63,11 +66,92 @@ fn tcp_send_and_compare(client: &Namespace, address: SocketAddr, payload: &[u8])
     stream.set_read_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
     stream.set_write_timeout(Some(PAYLOAD_DEADLINE)).context("setting a deadline")?;
     stream.write_all(payload).context("sending")?;
-    stream.shutdown(std::net::Shutdown::Write).context("ending the sending")?;
+    stream.shutdown(Shutdown::Write).context("ending the sending")?;
     let mut echoed = Vec::new();
     stream.read_to_end(&mut echoed).context("reading the echo")?;
     ensure!(echoed == payload, "{} bytes came back, not the {} sent", echoed.len(), payload.len());
     Ok(())
+}
+
+/// A TCP connection whose one end sends all the time, but for pauses, until it is dropped.
+#[derive(Debug)]
+pub struct TcpStreaming {
+    received: Arc<AtomicU64>,
+    paused: Arc<AtomicBool>,
+    ends: [TcpStream; 2],
+    /// The sender first.
+    threads: [Option<JoinHandle<()>>; 2],
+}
+
+impl TcpStreaming {
+    /// Begins to send from `client` to `target`, which is an address of `server`.
+    pub fn start(client: &Namespace, server: &Namespace, target: IpAddr) -> Result<Self> {
+        let listener = server.enter(|| TcpListener::bind((target, 0)).context("listening"))?;
+        let address = listener.local_addr().context("the listener's address")?;
+        let connect =
+            || TcpStream::connect_timeout(&address, PAYLOAD_DEADLINE).with_context(|| format!("TCP to {address}"));
+        let mut near = client.enter(connect)?;
+        let (mut far, _) = listener.accept().context("accepting")?;
+        let again = |end: &TcpStream| end.try_clone().context("a second handle of a connection");
+        let ends = [again(&near)?, again(&far)?];
+        let (received, paused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counter, waits) = (received.clone(), paused.clone());
+        let sending = thread::spawn(move || {
+            let chunk = noise(1 << 16, 1);
+            while near.write_all(&chunk).is_ok() {
+                while waits.load(Ordering::Relaxed) {
+                    thread::park();
+                }
+            }
+        });
+        let receiving = thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(length @ 1..) = wait::uninterrupted(|| far.read(&mut buffer)) {
+                counter.fetch_add(length as u64, Ordering::Relaxed);
+            }
+        });
+        Ok(Self { received, paused, ends, threads: [Some(sending), Some(receiving)] })
+    }
+
+    /// Bytes that arrived.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Sends no more than is under way, until told to resume.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends again.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+        if let [Some(sender), _] = &self.threads {
+            sender.thread().unpark();
+        }
+    }
+
+    /// Waits until `more` bytes than by now have arrived.
+    ///
+    /// # Errors
+    /// When they have not in time.
+    pub fn wait_received(&self, more: u64, deadline: Duration) -> Result<()> {
+        let wanted = self.received() + more;
+        wait::until(deadline, &format!("{more} more bytes of a TCP connection"), || self.received() >= wanted)
+    }
+}
+
+impl Drop for TcpStreaming {
+    fn drop(&mut self) {
+        for end in &self.ends {
+            // Fails where the other end closed it already.
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        self.resume();
+        for thread in self.threads.iter_mut().filter_map(Option::take) {
+            thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+        }
+    }
 }
 
 /// A datagram socket to `target` in `client` and one bound to it in `server`.

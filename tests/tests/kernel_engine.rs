@@ -98,6 +98,7 @@ fn frames_longer_than_the_path_takes_go_through_user_space() -> Result<()> {
     let report = ping(&pair.alice, bob.ip4.into(), 20, Duration::from_millis(2), &[0x5a; 1400])?;
     ensure!(report.lost == 0, "{} of 20 pings lost", report.lost);
     ensure!(alice.counter("kernel_up_too_long")? >= 20 && bob.counter("kernel_up_too_long")? >= 20);
+    ensure!(alice.counter("too_big")? == 0, "these may be fragmented");
     tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &payload())
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tincan_tests::controller::{LinkPlan, Node, connect};
-use tincan_tests::daemon::DaemonOptions;
+use tincan_tests::daemon::{Daemon, DaemonOptions};
 use tincan_tests::frames;
 use tincan_tests::netns::Namespace;
 use tincan_tests::packet::PacketSocket;
@@ -25,7 +25,11 @@ const TRANSFER: usize = 64 << 20;
 const DEVICE: &str = "ipop-gro";
 
 fn linked(pair: &Pair) -> Result<[Node; 2]> {
-    let (mut alice, mut bob) = (Node::start(&pair.alice, 1)?, Node::start(&pair.bob, 2)?);
+    linked_with(pair, &DaemonOptions::default())
+}
+
+fn linked_with(pair: &Pair, options: &DaemonOptions) -> Result<[Node; 2]> {
+    let (mut alice, mut bob) = (Node::start_with(&pair.alice, 1, options)?, Node::start_with(&pair.bob, 2, options)?);
     connect(&mut alice, &mut bob, &LinkPlan::plain())?;
     in_kernel(&alice, &bob)?;
     in_kernel(&bob, &alice)?;
@@ -184,6 +188,58 @@ fn two_nodes_in_one_namespace_find_each_other_without_a_wire() -> Result<()> {
     let second = DaemonOptions { tap: "ipop2".to_owned(), rpc_port: 5801, ..DaemonOptions::default() };
     let mut bob = Node::start_with(&host, 2, &second)?;
     connect(&mut alice, &mut bob, &LinkPlan::plain()).with_context(|| bob.daemon.log())?;
+    Ok(())
+}
+
+#[test]
+fn frames_taken_in_the_driver_are_merged_by_its_gro() -> Result<()> {
+    let payload = noise(TRANSFER / 4, 11);
+    for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
+        let pair = Pair::new(underlay)?;
+        for (host, port) in [(&pair.alice, "port1"), (&pair.bob, "port2")] {
+            without_offloads(host)?;
+            pair.lan.namespace().exec(&format!("ethtool -K {port} tso off gso off gro off"))?;
+        }
+        let options = DaemonOptions { more: vec!["--xdp".into(), "native".into()], ..DaemonOptions::default() };
+        let [alice, mut bob] = linked_with(&pair, &options)?;
+        ensure!(pair.bob.exec("ip link show eth0")?.contains(" xdp "), "no program in the driver");
+        let before = bob.counter("kernel_delivered")?;
+        for target in [IpAddr::from(bob.ip4), bob.ip6.into()] {
+            tcp_echo(&pair.alice, &pair.bob, target, &payload)
+                .with_context(|| format!("{target} over {underlay:?}"))?;
+            let report = ping(&pair.alice, target, 50, Duration::from_millis(2), &noise(1200, 3))?;
+            ensure!(report.lost == 0, "{} of {} lost", report.lost, report.sent);
+        }
+        let mean = bytes_per_piece(&bob, &alice, before)?;
+        ensure!(mean > 2 * 1280, "{mean} bytes per piece over {underlay:?}");
+        ensure!(bob.counter("kernel_broken")? == 0, "frames were lost");
+        ensure!(bob.daemon.stop()?, "the daemon did not end well");
+        ensure!(!pair.bob.exec("ip link show eth0")?.contains(" xdp "), "the driver's program is left");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_is_in_the_driver_already_stays_and_frames_take_the_other_way() -> Result<()> {
+    let pair = Pair::new(Underlay::Ipv4)?;
+    let native = |tap: &str, rpc_port| DaemonOptions {
+        tap: tap.to_owned(),
+        rpc_port,
+        more: vec!["--xdp".into(), "native".into()],
+        ..DaemonOptions::default()
+    };
+    // It gets no addresses, so that nothing is routed to its TAP.
+    let first = Daemon::start(&pair.alice, &native("other", 5801))?;
+    wait::until(SOON, "the first program", || pair.alice.exec("ip link show eth0").is_ok_and(|t| t.contains(" xdp ")))?;
+    let before = pair.alice.exec("ip link show eth0")?;
+    let [alice, bob] = linked_with(&pair, &native("ipop", 5800))?;
+    let said = || alice.daemon.log().contains("frames are not taken in the driver");
+    wait::until(SOON, "a word about it", said).with_context(|| alice.daemon.log())?;
+    ensure!(pair.alice.exec("ip link show eth0")? == before, "the first program was touched");
+    let report = ping(&pair.bob, alice.ip4.into(), 50, Duration::from_millis(2), b"by TC")?;
+    ensure!(report.lost == 0, "{} of {} lost", report.lost, report.sent);
+    ensure!(alice.counter("kernel_broken")? == 0 && bob.counter("kernel_broken")? == 0, "frames were lost");
+    drop(first);
     Ok(())
 }
 

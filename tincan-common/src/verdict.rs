@@ -36,6 +36,8 @@ pub enum Verdict {
     SendFailed,
     /// The DTLS session refused to seal.
     SealFailed,
+    /// Longer than the path takes, and not to be fragmented; its sender is told, as often as the rate allows.
+    TooBig,
     /// STUN or TURN, handed to ICE.
     Control,
     /// The same, while ICE was too busy to take it.
@@ -62,7 +64,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict, in order of its number.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Sent,
         Self::Delivered,
         Self::ArpAnswered,
@@ -79,6 +81,7 @@ impl Verdict {
         Self::NoIdentity,
         Self::SendFailed,
         Self::SealFailed,
+        Self::TooBig,
         Self::Control,
         Self::ControlOverflow,
         Self::EarlyKept,
@@ -121,6 +124,7 @@ impl Verdict {
             Self::NoIdentity => "no_identity",
             Self::SendFailed => "send_failed",
             Self::SealFailed => "seal_failed",
+            Self::TooBig => "too_big",
             Self::Control => "control",
             Self::ControlOverflow => "control_overflow",
             Self::EarlyKept => "early_kept",

@@ -11,12 +11,16 @@ use tincan_common::frame::{self, ETHERNET_LEN, HEADER_LEN};
 use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, TCP, UDP, UDP_LEN};
 use tincan_common::kernel_verdict::KernelVerdict;
 
+use crate::packet::Bytes as _;
 use crate::{maps, packet};
 
 /// What stands between the outer IP header and the inner Ethernet header, and that header.
 const INSIDE: usize = UDP_LEN + HEADER_LEN + ETHERNET_LEN;
 /// Hop limit of outer packets, as the kernel's own sockets have it.
 const HOP_LIMIT: u8 = 64;
+/// Flags and offset of outer IPv4 packets: a router that cannot pass one on tells this host's kernel the MTU, and user
+/// space asks the kernel for it. What is never cut needs no identification (RFC 6864 section 4.1).
+const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// The inner frame's MAC header stands between outer headers and inner IP: its length, in the place the kernel wants it.
 const INNER_MAC: u64 = (ETHERNET_LEN as u64) << 56;
 const COMMON_FLAGS: u64 =
@@ -28,13 +32,13 @@ const COMMON_FLAGS: u64 =
 pub fn forward(context: &TcContext) -> Result<i32, KernelVerdict> {
     let settings = maps::settings().ok_or(KernelVerdict::UpUnrouted)?;
     let facts = packet::Facts::of(context);
-    if !packet::make_readable(context, ETHERNET_LEN + IPV4_LEN) {
+    if !context.make_readable(ETHERNET_LEN + IPV4_LEN) {
         return Err(KernelVerdict::UpUnrouted);
     }
-    let ethernet: [u8; ETHERNET_LEN] = packet::read(context, 0).ok_or(KernelVerdict::UpUnrouted)?;
+    let ethernet: [u8; ETHERNET_LEN] = context.read(0).ok_or(KernelVerdict::UpUnrouted)?;
     let (sender, protocol, ip_len) = match [ethernet[12], ethernet[13]] {
         IPV4 => {
-            let header = packet::read(context, ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
+            let header = context.read(ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
             let ip = inner::ipv4(&header).ok_or(KernelVerdict::UpUnrouted)?;
             if inner::is_group4(ip.destination) {
                 return Err(KernelVerdict::UpUnrouted);
@@ -43,10 +47,10 @@ pub fn forward(context: &TcContext) -> Result<i32, KernelVerdict> {
             (sender, ip.protocol, IPV4_LEN)
         }
         IPV6 => {
-            if !packet::make_readable(context, ETHERNET_LEN + IPV6_LEN) {
+            if !context.make_readable(ETHERNET_LEN + IPV6_LEN) {
                 return Err(KernelVerdict::UpUnrouted);
             }
-            let header = packet::read(context, ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
+            let header = context.read(ETHERNET_LEN).ok_or(KernelVerdict::UpUnrouted)?;
             let ip = inner::ipv6(&header).ok_or(KernelVerdict::UpUnrouted)?;
             if inner::is_group6(&ip.destination) {
                 return Err(KernelVerdict::UpUnrouted);
@@ -96,10 +100,10 @@ fn segment_len(context: &TcContext, ip_len: usize, segment: u32) -> Result<u32, 
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 fn read_data_offset<const TCP_AT: usize>(context: &TcContext) -> Option<u8> {
     const OFFSET: usize = 12;
-    if !packet::make_readable(context, TCP_AT + OFFSET + 1) {
+    if !context.make_readable(TCP_AT + OFFSET + 1) {
         return None;
     }
-    packet::read::<1>(context, TCP_AT + OFFSET).map(|[byte]| byte)
+    context.read::<1>(TCP_AT + OFFSET).map(|[byte]| byte)
 }
 
 /// Writes the outer headers. On an error before the frame was touched it can still go up.
@@ -111,12 +115,11 @@ fn encapsulate(context: &TcContext, sender: &Sender, ethernet: [u8; 14], len: u3
         let total_len = udp_len.checked_add(IPV4_LEN as u16).ok_or(KernelVerdict::UpOffload)?;
         make_room(context, IPV4_LEN + INSIDE, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)?;
         let [len_high, len_low] = total_len.to_be_bytes();
-        // Routers may fragment: user space tells nobody a smaller MTU yet. So each packet needs its own identification.
-        let [id_high, id_low] = packet::random();
         let [s0, s1, s2, s3] = source;
         let [d0, d1, d2, d3] = destination;
+        let [flags, offset] = DONT_FRAGMENT;
         let mut ip =
-            [0x45, 0, len_high, len_low, id_high, id_low, 0, 0, HOP_LIMIT, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+            [0x45, 0, len_high, len_low, 0, 0, flags, offset, HOP_LIMIT, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
         [ip[10], ip[11]] = inner::ipv4_checksum(&ip);
         let mut headers = [0; IPV4_LEN + INSIDE];
         headers[..IPV4_LEN].copy_from_slice(&ip);

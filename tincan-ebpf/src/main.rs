@@ -17,15 +17,17 @@
 #![no_std]
 #![no_main]
 
+mod datagram;
 mod egress;
 mod ingress;
 mod maps;
 mod packet;
 mod port;
+mod strip;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use tincan_common::kernel_verdict::KernelVerdict;
 
 /// Sends a peer's frames; the rest passes to user space.
@@ -61,6 +63,21 @@ pub fn port_egress(context: TcContext) -> i32 {
 #[classifier]
 pub fn checked_ingress(context: TcContext) -> i32 {
     conclude(ingress::deliver_checked(&context).map(|action| (action, KernelVerdict::Delivered)))
+}
+
+/// In the driver (XDP), where the operator asked for it: takes peers' frames out of their datagrams before GRO.
+#[xdp]
+pub fn uplink_xdp(context: XdpContext) -> u32 {
+    strip::strip(&context)
+}
+
+/// Before `uplink_ingress`, where `uplink_xdp` is: its frames, merged by now, go to the TAP.
+#[classifier]
+pub fn stripped_ingress(context: TcContext) -> i32 {
+    match ingress::deliver_stripped(&context) {
+        Some(action) => conclude(Ok((action, KernelVerdict::Delivered))),
+        None => TC_ACT_UNSPEC,
+    }
 }
 
 /// Counts, and says what the kernel does next.

@@ -10,7 +10,7 @@ use tincan_common::entries::{self, Address, SettingsInMap};
 use tincan_common::frame::ETHERNET_LEN;
 use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_FRAGMENT, IPV6_FRAGMENT_LEN, IPV6_LEN, UDP, UDP_LEN};
 
-use crate::packet::Facts;
+use crate::packet::{Bytes as _, Facts};
 use crate::{maps, packet};
 
 /// Where the UDP header stands in an Ethernet frame.
@@ -54,13 +54,13 @@ fn translated() -> Option<SettingsInMap<'static>> {
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 fn replace<const FIELD: usize>(context: &TcContext, from: [u8; 2], to: [u8; 2]) -> Option<()> {
     let facts = &Facts::of(context);
-    if facts.has_vlan || !packet::make_readable(context, UDP_AT_IPV4 + UDP_LEN) {
+    if facts.has_vlan || !context.make_readable(UDP_AT_IPV4 + UDP_LEN) {
         return None;
     }
-    let [.., high, low]: [u8; ETHERNET_LEN] = packet::read(context, 0)?;
+    let [.., high, low]: [u8; ETHERNET_LEN] = context.read(0)?;
     match [high, low] {
         IPV4 => {
-            let ip = inner::ipv4(&packet::read(context, ETHERNET_LEN)?)?;
+            let ip = inner::ipv4(&context.read(ETHERNET_LEN)?)?;
             let own = entries::mapped(if FIELD == SOURCE { ip.source } else { ip.destination });
             if ip.protocol != UDP || !ip.is_first {
                 return None;
@@ -68,16 +68,16 @@ fn replace<const FIELD: usize>(context: &TcContext, from: [u8; 2], to: [u8; 2]) 
             replace_at::<FIELD, UDP_AT_IPV4>(context, facts, &own, from, to)
         }
         IPV6 => {
-            if !packet::make_readable(context, UDP_AT_IPV6 + UDP_LEN) {
+            if !context.make_readable(UDP_AT_IPV6 + UDP_LEN) {
                 return None;
             }
-            let ip = inner::ipv6(&packet::read(context, ETHERNET_LEN)?)?;
+            let ip = inner::ipv6(&context.read(ETHERNET_LEN)?)?;
             let own = if FIELD == SOURCE { ip.source } else { ip.destination };
             match ip.next_header {
                 UDP => replace_at::<FIELD, UDP_AT_IPV6>(context, facts, &own, from, to),
                 IPV6_FRAGMENT => {
-                    let next = inner::ipv6_first_fragment(&packet::read(context, UDP_AT_IPV6)?)?;
-                    if next != UDP || !packet::make_readable(context, UDP_AT_IPV6_FRAGMENT + UDP_LEN) {
+                    let next = inner::ipv6_first_fragment(&context.read(UDP_AT_IPV6)?)?;
+                    if next != UDP || !context.make_readable(UDP_AT_IPV6_FRAGMENT + UDP_LEN) {
                         return None;
                     }
                     replace_at::<FIELD, UDP_AT_IPV6_FRAGMENT>(context, facts, &own, from, to)
@@ -98,7 +98,7 @@ fn replace_at<const FIELD: usize, const UDP_AT: usize>(
     from: [u8; 2],
     to: [u8; 2],
 ) -> Option<()> {
-    let header: [u8; UDP_LEN] = packet::read(context, UDP_AT)?;
+    let header: [u8; UDP_LEN] = context.read(UDP_AT)?;
     if [header[FIELD], header[FIELD + 1]] != from || !maps::is_own(own) {
         return None;
     }

@@ -11,6 +11,7 @@ mod merging_veth;
 mod outputs;
 mod predecessor;
 mod resume;
+mod underlay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::daemon::host::PortWish;
 use crate::daemon::liveness::Liveness;
 use crate::daemon::predecessor::Predecessor;
 use crate::daemon::resume::{Found, Keeper};
+use crate::daemon::underlay::Underlay;
 use crate::dataplane::engine::{Engine, EngineConfig};
 use crate::dataplane::port::Ports;
 use crate::dataplane::{Command, EngineEvent};
@@ -66,6 +68,7 @@ struct Daemon {
     /// Where notifications go (`set_cb_endpoint`).
     callback: Option<SocketAddr>,
     fast_path: FastPath,
+    underlay: Underlay,
     liveness: Liveness,
     keeper: Keeper,
     counters: host::LoopCounters,
@@ -114,7 +117,7 @@ impl Daemon {
         let found = resume::find(&config);
         let port_before = found.as_ref().map(Found::plain_port).or_else(|| predecessor.plain_port());
         let wish = PortWish { fixed: config.plain_port, before: port_before };
-        let mut fast_path = FastPath::start(config.fast_path, &netlink, &predecessor, &tap, wish, config.lease).await?;
+        let mut fast_path = FastPath::start(&config, &netlink, &predecessor, &tap, wish).await?;
         let held = fast_path.held_port();
         let ports = host::bind_ports(&config, wish, held).map(Arc::new)?;
         let socket = ports.plain.local_port();
@@ -157,6 +160,7 @@ impl Daemon {
             identity: None,
             callback: None,
             fast_path,
+            underlay: Underlay::default(),
             liveness: Liveness::default(),
             keeper,
             counters: host::LoopCounters::default(),
@@ -173,7 +177,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
-        let mut recheck = tokio::time::interval(fast_path::RECHECK);
+        let mut recheck = tokio::time::interval(underlay::RECHECK);
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.node.poll_timeout().map(tokio::time::Instant::from_std);
@@ -199,13 +203,16 @@ impl Daemon {
                 }
                 _ = recheck.tick() => {
                     self.fast_path.recheck(&self.netlink).await;
+                    self.underlay.recheck();
                     self.tell_traffic();
                 }
+                // More than fit in one go; other inputs had their turn.
+                () = std::future::ready(()), if self.underlay.is_due() => {}
                 () = wait_until(snapshot_due) => {}
                 () = wait_until(deadline) => self.node.handle_timeout(Instant::now()),
             }
             self.carry_out_all();
-            self.fast_path.settle(&self.netlink).await;
+            self.settle_underlay().await;
             self.keep_snapshot();
         }
     }

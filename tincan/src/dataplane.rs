@@ -11,6 +11,7 @@ pub mod kernel;
 mod partial;
 pub mod port;
 pub mod table;
+pub mod too_big;
 pub mod vnet;
 mod worker;
 
@@ -39,6 +40,9 @@ pub enum Command {
     RenewSession { link: LinkId, session: Box<Session> },
     /// ICE validated a path; a DTLS session starts its handshake on the first one and moves to later ones.
     SetPath { link: LinkId, path: Path },
+    /// Longest frame the path of a plain link takes, bytes; `None` while that is not known. Senders of longer ones are
+    /// told, or they are carried in pieces.
+    SetLongestFrame { link: LinkId, longest: Option<usize> },
     /// Frames flow (`true`) or are dropped because the peer does not answer (`false`).
     SetForwarding { link: LinkId, enabled: bool },
     /// The link is gone: a DTLS session says `close_notify` first.

@@ -80,11 +80,13 @@ pub struct Path {
 /// The kernel's way to a host of the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnderlayRoute {
-    /// Index of the interface, an Ethernet one that is up.
+    /// Index of the interface, which is up.
     pub interface: u32,
+    /// Whether it carries Ethernet frames to other machines.
+    pub is_ethernet: bool,
     /// The own address it sends from.
     pub source: IpAddr,
-    /// The interface's MTU, bytes of an IP packet.
+    /// Longest IP packet that gets there whole as far as the kernel knows: the interface's MTU, or what a router said.
     pub mtu: u32,
 }
 

@@ -1,11 +1,10 @@
 //! The kernel engine as the daemon has it: there, switched off, or refused with a reason.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
-use crate::config;
+use crate::config::{self, DaemonConfig, XdpUse};
 use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
@@ -16,16 +15,9 @@ use crate::dataplane::table::Local;
 use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
 use crate::edge::tap::{Tap, TapHold};
-use crate::link::LinkId;
+use crate::link::{LinkId, UnderlayRoute};
 use crate::node::{LinkProtection, Output};
 use crate::wire::uid::Uid;
-
-/// How often the underlay's routes are looked at again: a link whose uplink changed goes on in user space meanwhile only
-/// when ICE noticed first.
-pub(super) const RECHECK: Duration = Duration::from_secs(2);
-
-/// Routes asked for in one go before other inputs get their turn.
-const QUESTIONS: usize = 64;
 
 /// Whether kernel programs are loaded, and why not.
 pub(super) enum FastPath {
@@ -52,18 +44,18 @@ pub(super) struct Attached {
 impl FastPath {
     /// Loads the kernel programs as the option says; only `on` makes a refusal an error.
     pub(super) async fn start(
-        wanted: config::FastPath,
+        config: &DaemonConfig,
         netlink: &Netlink,
         predecessor: &Predecessor,
         tap: &Tap,
         wish: PortWish,
-        lease: Duration,
     ) -> anyhow::Result<Self> {
+        let wanted = config.fast_path;
         if wanted == config::FastPath::Off {
             predecessor.remove(netlink, tap, "the kernel engine is switched off").await?;
             return Ok(Self::Off);
         }
-        let refusal = match Attached::new(netlink, predecessor, tap, wish, lease).await {
+        let refusal = match Attached::new(config, netlink, predecessor, tap, wish).await {
             Ok(attached) => return Ok(Self::Attached(Box::new(attached))),
             Err(refusal) => refusal,
         };
@@ -186,40 +178,40 @@ impl FastPath {
         }
     }
 
-    /// Asks the underlay about links that may be forwarded now, and installs them.
-    pub(super) async fn settle(&mut self, netlink: &Netlink) {
-        let Some(forwarder) = self.forwarder_mut() else { return };
-        for _ in 0..QUESTIONS {
-            let Some(question) = forwarder.next_question() else { return };
-            let route = netlink.route_to(question.remote, question.source).await;
-            forwarder.settle(question.link, route);
+    /// Links that may be forwarded once the underlay's route to their peers is known.
+    pub(super) fn take_due(&mut self) -> Vec<LinkId> {
+        self.forwarder_mut().map(Forwarder::take_due).unwrap_or_default()
+    }
+
+    /// Installs a link with the route that was found, or gives it back to user space.
+    pub(super) fn settle(&mut self, link: LinkId, route: anyhow::Result<UnderlayRoute>) {
+        if let Some(forwarder) = self.forwarder_mut() {
+            forwarder.settle(link, route);
         }
     }
 
-    /// Says that the daemon lives and looks at the underlay again; every link is looked at by the next
-    /// [`FastPath::settle`].
+    /// Says that the daemon lives and looks at the underlay's interfaces again; the links' routes are `Underlay`'s to ask for.
     pub(super) async fn recheck(&mut self, netlink: &Netlink) {
         let Self::Attached(attached) = self else { return };
         if let Err(error) = attached.forwarder.renew_lease() {
             tracing::warn!("the kernel engine's lease cannot be renewed, user space will carry everything: {error:#}");
         }
         attached.tend(netlink).await;
-        attached.forwarder.recheck();
     }
 }
 
 impl Attached {
     async fn new(
+        config: &DaemonConfig,
         netlink: &Netlink,
         predecessor: &Predecessor,
         tap: &Tap,
         wish: PortWish,
-        lease: Duration,
     ) -> anyhow::Result<Self> {
-        let mut engine = predecessor.load(netlink, tap).await?;
+        let mut engine = predecessor.load(netlink, tap, config.xdp == XdpUse::Native).await?;
         engine.attach_tap(tap.index())?;
         let is_pinned = engine.is_pinned();
-        let mut forwarder = Forwarder::new(engine, tap.index(), tap.mac(), lease)?;
+        let mut forwarder = Forwarder::new(engine, tap.index(), tap.mac(), config.lease)?;
         let hold = is_pinned.then(|| tap.hold()).transpose().context("cannot let the TAP stay")?;
         // Packets on their way through a helper device have the mark of before.
         let mark = forwarder.adopted_ports().map_or_else(random_mark, |ports| Ok(ports.mark))?;

@@ -19,6 +19,7 @@ impl Daemon {
 
     fn carry_out(&mut self, output: Output) {
         self.fast_path.note(&output);
+        self.underlay.note(&output);
         self.keeper.note(&output);
         match output {
             Output::Notify(notification) => self.notify(&notification),

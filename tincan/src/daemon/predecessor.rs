@@ -49,16 +49,25 @@ impl Predecessor {
         place.remove()
     }
 
-    /// Loads the programs, pinned where that is possible.
-    pub(super) async fn load(&self, netlink: &Netlink, tap: &Tap) -> anyhow::Result<KernelEngine> {
+    /// Loads the programs, pinned where that is possible, and those for the uplinks' drivers if that is wanted.
+    pub(super) async fn load(&self, netlink: &Netlink, tap: &Tap, in_driver: bool) -> anyhow::Result<KernelEngine> {
+        let load_unpinned = |reason: &str| {
+            let mut engine = KernelEngine::load()?;
+            tracing::info!("links end with this daemon: {reason}");
+            if in_driver {
+                engine.prefer_driver();
+            }
+            Ok(engine)
+        };
         let place = match &self.place {
             Ok(place) => place.clone(),
             Err(error) => return load_unpinned(&format!("{error:#}")),
         };
+        let load = |place: Place| KernelEngine::load_pinned(place.make()?, in_driver);
         match &self.left {
             Left::Nothing => {}
             Left::Unfit(reason) => self.remove(netlink, tap, reason).await?,
-            Left::Whole(_) => match place.clone().make().and_then(KernelEngine::load_pinned) {
+            Left::Whole(_) => match load(place.clone()) {
                 Ok(engine) => {
                     tracing::info!(pins = %place.path().display(), "what a daemon before left is gone on with");
                     return Ok(engine);
@@ -66,15 +75,9 @@ impl Predecessor {
                 Err(error) => self.remove(netlink, tap, &format!("{error:#}")).await?,
             },
         }
-        match place.make().and_then(KernelEngine::load_pinned) {
+        match load(place) {
             Ok(engine) => Ok(engine),
             Err(error) => load_unpinned(&format!("{error:#}")),
         }
     }
-}
-
-fn load_unpinned(reason: &str) -> anyhow::Result<KernelEngine> {
-    let engine = KernelEngine::load()?;
-    tracing::info!("links end with this daemon: {reason}");
-    Ok(engine)
 }

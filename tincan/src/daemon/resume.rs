@@ -155,7 +155,7 @@ impl Daemon {
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(links, age_ms, "plain links of the daemon before are resumed");
         self.carry_out_all();
-        self.fast_path.settle(&self.netlink).await;
+        self.settle_underlay().await;
     }
 
     /// Writes the snapshot if it is due.

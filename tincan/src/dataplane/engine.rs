@@ -70,6 +70,7 @@ impl Engine {
             | Command::SetSendTag { .. }
             | Command::RenewSession { .. }
             | Command::SetPath { .. }
+            | Command::SetLongestFrame { .. }
             | Command::SetForwarding { .. }
             | Command::Inject { .. } => None,
         };

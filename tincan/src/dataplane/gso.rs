@@ -61,18 +61,12 @@ pub fn split(
     scratch: &mut Vec<u8>,
     mut emit: impl FnMut(&[u8]),
 ) -> Result<(), SplitError> {
-    let transport = match header.gso_type & !VnetHeader::GSO_ECN {
-        VnetHeader::GSO_NONE => {
-            if header.needs_checksum() && !complete_partial(frame, header.csum_start.into(), header.csum_offset.into())
-            {
-                return Err(SplitError::ChecksumField);
-            }
-            emit(frame);
-            return Ok(());
+    let Some(transport) = Transport::of(header)? else {
+        if header.needs_checksum() && !complete_partial(frame, header.csum_start.into(), header.csum_offset.into()) {
+            return Err(SplitError::ChecksumField);
         }
-        VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => Transport::Tcp,
-        VnetHeader::GSO_UDP_L4 => Transport::Udp,
-        _ => return Err(SplitError::UnknownType(header.gso_type)),
+        emit(frame);
+        return Ok(());
     };
     let layout = Layout::read(header, transport, frame)?;
     let size = usize::from(header.gso_size);
@@ -87,10 +81,29 @@ pub fn split(
     Ok(())
 }
 
+/// Bytes of the longest frame that [`split`] makes of `frame`.
+pub fn longest_segment(header: &VnetHeader, frame: &[u8]) -> Result<usize, SplitError> {
+    let Some(transport) = Transport::of(header)? else { return Ok(frame.len()) };
+    let headers = Layout::read(header, transport, frame)?.payload;
+    Ok(frame.len().min(headers + usize::from(header.gso_size)))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     Tcp,
     Udp,
+}
+
+impl Transport {
+    /// What a super-frame carries; `None` for a single frame.
+    fn of(header: &VnetHeader) -> Result<Option<Self>, SplitError> {
+        match header.gso_type & !VnetHeader::GSO_ECN {
+            VnetHeader::GSO_NONE => Ok(None),
+            VnetHeader::GSO_TCPV4 | VnetHeader::GSO_TCPV6 => Ok(Some(Self::Tcp)),
+            VnetHeader::GSO_UDP_L4 => Ok(Some(Self::Udp)),
+            _ => Err(SplitError::UnknownType(header.gso_type)),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -37,17 +37,22 @@ const PORT_INGRESS: &str = "port_ingress";
 const PORT_EGRESS: &str = "port_egress";
 /// The program on the ingress of helper devices.
 const CHECKED_INGRESS: &str = "checked_ingress";
+/// The program in the uplinks' drivers, and the one that takes its frames.
+const UPLINK_XDP: &str = "uplink_xdp";
+const STRIPPED_INGRESS: &str = "stripped_ingress";
 
-/// Every program, and the side of an interface it belongs on.
-const PROGRAMS: [(&str, TcAttachType); 5] = [
+/// Every program for TC, and the side of an interface it belongs on.
+const PROGRAMS: [(&str, TcAttachType); 6] = [
     (TAP_EGRESS, TcAttachType::Egress),
     (UPLINK_INGRESS, TcAttachType::Ingress),
     (PORT_INGRESS, TcAttachType::Ingress),
     (PORT_EGRESS, TcAttachType::Egress),
     (CHECKED_INGRESS, TcAttachType::Ingress),
+    (STRIPPED_INGRESS, TcAttachType::Ingress),
 ];
-/// Those of an uplink, in this order: what the first does not carry, the second hands to the socket.
-const UPLINK_PROGRAMS: [&str; 3] = [UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS];
+/// Those of an uplink, in this order: the first only where the driver has a program too; what the second does not carry,
+/// the third hands to the socket.
+const UPLINK_PROGRAMS: [&str; 4] = [STRIPPED_INGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS];
 
 /// Every map with the shape that `tincan-ebpf` gives it.
 const MAPS: [MapShape; 8] = [
@@ -85,6 +90,10 @@ pub struct KernelEngine {
     lease: Array<MapData, u64>,
     /// What is attached, as program and interface; the pinned links among it, so that they hold even if a pin is removed.
     attached: BTreeMap<(&'static str, u32), Option<PinnedLink>>,
+    /// Uplinks get a program in their driver too.
+    in_driver: bool,
+    /// Uplinks whose driver was asked.
+    drivers: BTreeSet<u32>,
     pins: Option<Pins>,
 }
 
@@ -114,9 +123,12 @@ impl KernelEngine {
     }
 
     /// The same with maps and links pinned. Maps that are there are gone on with, and the programs of links that are there
-    /// are replaced without a gap.
-    pub fn load_pinned(pins: Pins) -> anyhow::Result<Self> {
+    /// are replaced without a gap. `in_driver`: see [`KernelEngine::prefer_driver`].
+    pub fn load_pinned(pins: Pins, in_driver: bool) -> anyhow::Result<Self> {
         let mut engine = Self::load_with(Some(pins))?;
+        if in_driver {
+            engine.prefer_driver();
+        }
         engine.adopt_links()?;
         Ok(engine)
     }
@@ -144,8 +156,21 @@ impl KernelEngine {
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
         let own_addresses = HashMap::try_from(map(OWN_ADDRESSES)?).context("map own_addresses")?;
         let lease = Array::try_from(map(LEASE)?).context("map lease")?;
-        let attached = BTreeMap::new();
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, lease, attached, pins })
+        Ok(Self {
+            ebpf,
+            settings,
+            routes4,
+            routes6,
+            flows,
+            traffic,
+            verdicts,
+            own_addresses,
+            lease,
+            attached: BTreeMap::new(),
+            in_driver: false,
+            drivers: BTreeSet::new(),
+            pins,
+        })
     }
 
     /// Whether maps and links can outlive this process.
@@ -262,7 +287,7 @@ impl KernelEngine {
         KernelVerdict::ALL.into_iter().map(read).collect()
     }
 
-    /// The size of each loaded program as the verifier and the compiler of this kernel saw it.
+    /// The size of each program that is loaded as the verifier and the compiler of this kernel saw it.
     pub fn reports(&self) -> anyhow::Result<Vec<ProgramReport>> {
         let report = |(name, program): (&str, &aya::programs::Program)| {
             let info: ProgramInfo = program.info().with_context(|| format!("ask the kernel about {name}"))?;
@@ -272,7 +297,7 @@ impl KernelEngine {
                 machine_code_bytes: info.size_jitted(),
             })
         };
-        self.ebpf.programs().map(report).collect()
+        self.ebpf.programs().filter(|(_, program)| program.fd().is_ok()).map(report).collect()
     }
 }
 

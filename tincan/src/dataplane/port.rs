@@ -28,7 +28,7 @@ const MAX_OFFLOAD_FAILURES: u32 = 16;
 /// Length of a `ChannelData` header in bytes (RFC 8656 section 12.4).
 pub const CHANNEL_HEADER_LEN: usize = 4;
 
-// Path MTU discovery (`ip(7)`, `ipv6(7)`): with DONT the kernel fragments what does not fit instead of refusing it.
+// Path MTU discovery (`ip(7)`, `ipv6(7)`), see `open_state`.
 sockopt_impl!(IpMtuDiscover, SetOnly, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::c_int);
 sockopt_impl!(Ipv6MtuDiscover, SetOnly, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::c_int);
 
@@ -82,7 +82,7 @@ impl UdpPort {
             }
             Err(error) => return Err(error),
         };
-        let state = ArcSwap::from_pointee(open_state(&socket, dual_stack)?);
+        let state = ArcSwap::from_pointee(open_state(&socket, kind, dual_stack)?);
         enlarge_buffers(&socket)?;
         if kind == PortKind::Plain && dual_stack {
             // The peer's kernel sends frames without one; ours may still be on its way to taking them.
@@ -190,7 +190,7 @@ impl UdpPort {
         let refused =
             result.as_ref().is_err_and(|error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)));
         if refused && self.offload_failures.load(Ordering::Relaxed) < MAX_OFFLOAD_FAILURES {
-            match open_state(&self.socket, self.dual_stack) {
+            match open_state(&self.socket, self.kind, self.dual_stack) {
                 Ok(state) => self.state.store(Arc::new(state)),
                 Err(error) => tracing::debug!(%error, "segmentation offload stays off"),
             }
@@ -274,9 +274,17 @@ fn open(domain: Domain, address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// The crate's view of the socket; making it sets options, of which the path-MTU ones are not wanted here.
-fn open_state(socket: &Socket, dual_stack: bool) -> io::Result<UdpSocketState> {
+///
+/// The kernel fragments what it knows not to fit, and believes routers that tell it so (with PROBE, INTERFACE and OMIT it
+/// would not). For an IPv4 router to have something to tell, packets must say "don't fragment": with WANT those do that fit
+/// and are no bursts, which is enough for the MTU of a plain link's path to become known whoever carries the link.
+fn open_state(socket: &Socket, kind: PortKind, dual_stack: bool) -> io::Result<UdpSocketState> {
     let state = UdpSocketState::new(socket.into())?;
-    setsockopt(socket, IpMtuDiscover, &libc::IP_PMTUDISC_DONT)?;
+    let discovery = match kind {
+        PortKind::Secured => libc::IP_PMTUDISC_DONT,
+        PortKind::Plain => libc::IP_PMTUDISC_WANT,
+    };
+    setsockopt(socket, IpMtuDiscover, &discovery)?;
     if dual_stack {
         setsockopt(socket, Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_DONT)?;
         setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;

@@ -29,7 +29,7 @@ use crate::dataplane::port::{Burst, Ports};
 use crate::dataplane::table::Table;
 use crate::dataplane::worker::batch::{Batch, Target};
 use crate::dataplane::worker::early::EarlyDatagrams;
-use crate::dataplane::worker::limiter::Limiter;
+use crate::dataplane::worker::limiter::{Limiter, Rate};
 use crate::dataplane::worker::link::{Guard, Link};
 use crate::dataplane::{Command, EngineEvent};
 use crate::dtls::SessionEvent;
@@ -52,6 +52,12 @@ const RESERVED_EVENTS: usize = 256;
 /// Pause before an event is offered again to a control loop that was too busy.
 const EVENT_RETRY: Duration = Duration::from_millis(5);
 
+/// Frames for the controller: 100 a second.
+const UNROUTED_RATE: Rate = Rate { burst: 50, earn: Duration::from_millis(10) };
+
+/// ICMP errors, as Linux sends them: 1000 a second (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
+const ERROR_RATE: Rate = Rate { burst: 50, earn: Duration::from_millis(1) };
+
 /// What reaches the worker from outside.
 pub(super) enum Instruction {
     Command { command: Command, figures: Option<Arc<LinkFigures>> },
@@ -73,7 +79,8 @@ pub(super) struct Worker {
     /// When links with a handshake or a greeting under way are to be looked at.
     timers: BTreeSet<(Instant, LinkId)>,
     early: EarlyDatagrams,
-    limiter: Limiter,
+    unrouted_limiter: Limiter,
+    error_limiter: Limiter,
     batch: Batch,
     coalescer: Coalescer,
     tap_buffer: Vec<u8>,
@@ -114,7 +121,8 @@ impl Worker {
             flows: HashMap::new(),
             timers: BTreeSet::new(),
             early: EarlyDatagrams::default(),
-            limiter: Limiter::new(now()),
+            unrouted_limiter: Limiter::new(now(), UNROUTED_RATE),
+            error_limiter: Limiter::new(now(), ERROR_RATE),
             coalescer: Coalescer::new(offloads),
             tap_buffer: vec![0; TAP_BUFFER_LEN],
             segment_buffer: Vec::new(),
@@ -231,6 +239,11 @@ impl Worker {
                 }
             }
             Command::SetPath { link, path } => self.set_path(link, path),
+            Command::SetLongestFrame { link, longest } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.longest_frame = longest;
+                }
+            }
             Command::SetForwarding { link, enabled } => {
                 if let Some(link) = self.links.get_mut(&link) {
                     link.set_forwarding(enabled, &mut self.batch);

@@ -232,7 +232,8 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
     use rtnetlink::packet_core::ErrorMessage;
     use rtnetlink::packet_route::address::CacheInfo;
-    use rtnetlink::{LinkVeth, packet_route::link::LinkAttribute::Mtu};
+    use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
+    use rtnetlink::{LinkVeth, RouteMessageBuilder, packet_route::link::LinkAttribute::Mtu};
 
     use super::*;
 
@@ -276,7 +277,8 @@ mod tests {
             bring_up(&netlink, "lo").await;
             add_address(&netlink, "v0", "192.0.2.1").await;
             let index = netlink.find("v0").await.unwrap().unwrap().header.index;
-            let expected = UnderlayRoute { interface: index, source: "192.0.2.1".parse().unwrap(), mtu: 1500 };
+            let source = "192.0.2.1".parse().unwrap();
+            let expected = UnderlayRoute { interface: index, is_ethernet: true, source, mtu: 1500 };
             let remote = "192.0.2.9".parse().unwrap();
             assert_eq!(netlink.route_to(remote, None).await.unwrap(), expected);
             assert_eq!(netlink.route_to(remote, Some(expected.source)).await.unwrap(), expected);
@@ -285,6 +287,49 @@ mod tests {
             }
             let foreign = netlink.route_to(remote, Some("192.0.2.7".parse().unwrap())).await;
             assert!(foreign.is_err(), "{foreign:?}");
+        });
+    }
+
+    #[test]
+    fn the_mtu_of_a_route_is_the_least_that_is_known() {
+        in_namespace(async |netlink| {
+            add_veth(&netlink, "v0", "v1").await;
+            bring_up(&netlink, "v0").await;
+            bring_up(&netlink, "v1").await;
+            let index = netlink.find("v0").await.unwrap().unwrap().header.index;
+            for (address, remote, prefix) in [("192.0.2.1", "198.51.100.1", 24), ("2001:db8::1", "2001:db8:1::1", 64)] {
+                let (address, remote): (IpAddr, IpAddr) = (address.parse().unwrap(), remote.parse().unwrap());
+                netlink.add_address(index, address, prefix).await.unwrap();
+                for (device, route, expected) in [(1500, 1400, 1400), (1300, 1400, 1300), (1500, 1280, 1280)] {
+                    let change = LinkUnspec::new_with_index(index).mtu(device).build();
+                    netlink.handle.link().set(change).execute().await.unwrap();
+                    let mut message = RouteMessageBuilder::<IpAddr>::new()
+                        .destination_prefix(remote, if remote.is_ipv4() { 32 } else { 128 })
+                        .unwrap()
+                        .output_interface(index)
+                        .build();
+                    message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route)]));
+                    netlink.handle.route().add(message).replace().execute().await.unwrap();
+                    let found = netlink.route_to(remote, Some(address)).await.unwrap();
+                    assert_eq!(found.mtu, expected, "{remote}, device {device}, route {route}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn ipv6_takes_the_mtu_that_routers_announced() {
+        in_namespace(async |netlink| {
+            add_veth(&netlink, "v0", "v1").await;
+            bring_up(&netlink, "v0").await;
+            bring_up(&netlink, "v1").await;
+            let index = netlink.find("v0").await.unwrap().unwrap().header.index;
+            netlink.add_address(index, "192.0.2.1".parse().unwrap(), 24).await.unwrap();
+            netlink.add_address(index, "2001:db8::1".parse().unwrap(), 64).await.unwrap();
+            std::fs::write("/proc/sys/net/ipv6/conf/v0/mtu", "1400").unwrap();
+            for (remote, expected) in [("192.0.2.2", 1500), ("2001:db8::2", 1400)] {
+                assert_eq!(netlink.route_to(remote.parse().unwrap(), None).await.unwrap().mtu, expected);
+            }
         });
     }
 

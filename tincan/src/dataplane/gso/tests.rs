@@ -152,6 +152,7 @@ fn check(shape: &Shape) -> Vec<Vec<u8>> {
     let segments = split_all(&whole.header, &whole.frame).unwrap();
     let size = usize::from(shape.size);
     assert_eq!(segments.len(), shape.payload.div_ceil(size));
+    assert_eq!(longest_segment(&whole.header, &whole.frame), Ok(segments[0].len()));
     let mut payload: Vec<u8> = vec![];
     for (index, segment) in segments.iter().enumerate() {
         let last = index + 1 == segments.len();

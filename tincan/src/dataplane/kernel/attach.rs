@@ -7,12 +7,13 @@ use std::{fs, io};
 use anyhow::{Context, ensure};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
 use super::{
-    CHECKED_INGRESS, KernelEngine, LOOPBACK_INDEX, PROGRAMS, TAP_EGRESS, UPLINK_PROGRAMS, failure, interface_name,
-    program,
+    CHECKED_INGRESS, KernelEngine, LOOPBACK_INDEX, PROGRAMS, TAP_EGRESS, UPLINK_PROGRAMS, UPLINK_XDP, failure,
+    interface_name, program,
 };
+use crate::edge::ethtool;
 
 impl KernelEngine {
     /// Attaches `tap_egress` behind the other programs of the TAP (TCX, Linux 6.6).
@@ -20,9 +21,50 @@ impl KernelEngine {
         self.attach(TAP_EGRESS, index)
     }
 
+    /// From now on uplinks also get a program in their driver (native XDP), which takes datagrams before GRO.
+    pub fn work_in_driver(&mut self) -> anyhow::Result<()> {
+        self.xdp()?.load().map_err(|error| failure::explain(error, "load the driver's program"))?;
+        self.in_driver = true;
+        Ok(())
+    }
+
+    /// The same, or a warning.
+    pub fn prefer_driver(&mut self) {
+        if let Err(error) = self.work_in_driver() {
+            tracing::warn!("frames are not taken in the drivers: {error:#}");
+        }
+    }
+
+    pub(super) fn xdp(&mut self) -> anyhow::Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(UPLINK_XDP);
+        Ok(program.with_context(|| format!("the object has no program {UPLINK_XDP}"))?.try_into()?)
+    }
+
     /// Attaches what belongs on an uplink; once is enough.
     pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
-        UPLINK_PROGRAMS.into_iter().try_for_each(|name| self.attach(name, index))
+        self.uplink_programs().iter().try_for_each(|name| self.attach(name, index))?;
+        if self.in_driver
+            && self.drivers.insert(index)
+            && let Err(error) = self.attach_to_driver(index)
+        {
+            tracing::warn!("frames are not taken in the driver: {error:#}");
+        }
+        Ok(())
+    }
+
+    fn uplink_programs(&self) -> &'static [&'static str] {
+        if self.in_driver { &UPLINK_PROGRAMS } else { &UPLINK_PROGRAMS[1..] }
+    }
+
+    /// Never over another program, which is left where it is. Not pinned: without it `uplink_ingress` takes the frames.
+    fn attach_to_driver(&mut self, index: u32) -> anyhow::Result<()> {
+        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device");
+        let name = &interface_name(index)?;
+        // Attaching a program switches some drivers' GRO off.
+        let merges = ethtool::merges(name)?;
+        let attached = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
+        attached.map_err(|error| failure::explain(error, &format!("attach to the driver of {name} (--xdp native)")))?;
+        if merges { ethtool::set_merging(name, true) } else { Ok(()) }
     }
 
     /// Attaches the guard to a helper device, which must be down until then.
@@ -58,6 +100,7 @@ impl KernelEngine {
 
     /// Puts the own programs in place of those that a daemon before left on the pinned links.
     pub(super) fn adopt_links(&mut self) -> anyhow::Result<()> {
+        let wanted = self.uplink_programs();
         let Some(pins) = &self.pins else { return Ok(()) };
         let links: BTreeSet<(String, u32)> = pins.links()?.into_iter().collect();
         for (name, index) in &links {
@@ -65,7 +108,9 @@ impl KernelEngine {
             let known = PROGRAMS.iter().find(|(program, _)| program == name);
             // Attached again, one of an uplink's programs would come behind the others.
             let is_whole = !UPLINK_PROGRAMS.contains(&name.as_str())
-                || UPLINK_PROGRAMS.iter().all(|other| links.contains(&((*other).to_owned(), *index)));
+                || UPLINK_PROGRAMS
+                    .iter()
+                    .all(|other| links.contains(&((*other).to_owned(), *index)) == wanted.contains(other));
             match known.filter(|_| is_whole) {
                 Some((known, _)) => {
                     let replaced = replace(program(&mut self.ebpf, known)?, &pin);

@@ -19,12 +19,9 @@ use tincan_common::frame::HEADER_LEN;
 use super::adopted::{Adopted, AdoptedFlow, Group};
 use super::{KernelEngine, address};
 use crate::dataplane::table::Local;
+use crate::dataplane::too_big::longest_frame;
 use crate::link::{LinkId, Path, Traffic, UnderlayRoute};
 use crate::wire::uid::Uid;
-
-/// Outer headers in front of the inner Ethernet frame, without Ethernet: IP, UDP and the frame header.
-const OVERHEAD_IPV4: u32 = 20 + 8 + 8;
-const OVERHEAD_IPV6: u32 = 40 + 8 + 8;
 
 /// How long before a lease's end it is settled whether it is renewed: longer than the pause between two looks of the
 /// daemon.
@@ -51,14 +48,6 @@ struct PlainLink {
     path: Option<Path>,
     forwarding: bool,
     installed: Option<Installed>,
-}
-
-/// What has to be known of the underlay before a link can be installed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub link: LinkId,
-    pub remote: IpAddr,
-    pub source: Option<IpAddr>,
 }
 
 /// Ports of the daemon before.
@@ -208,7 +197,7 @@ impl Forwarder {
     pub fn set_merger(&mut self, merger: Option<(u32, BTreeSet<u32>)>) {
         if self.merger != merger {
             self.merger = merger;
-            self.recheck();
+            self.due.extend(self.links.keys());
         }
     }
 
@@ -297,25 +286,23 @@ impl Forwarder {
         }
     }
 
-    /// The underlay may have changed: every link is asked about again.
-    pub fn recheck(&mut self) {
-        self.due.extend(self.links.keys());
+    /// Links that may get entries now, once [`Forwarder::settle`] says how the underlay reaches their peers.
+    pub fn take_due(&mut self) -> Vec<LinkId> {
+        std::mem::take(&mut self.due).into_iter().filter(|link| self.is_ready(*link)).collect()
     }
 
-    /// The next link that may get entries, and what has to be asked for it.
-    pub fn next_question(&mut self) -> Option<Question> {
-        while let Some(link) = self.due.pop_first() {
-            let Some(entry) = self.links.get(&link) else { continue };
+    fn is_ready(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(|entry| {
             let is_known = self.local.is_some() && self.peers.contains_key(&entry.uid) && entry.send_tag.is_some();
-            if let Some(path) = entry.path.filter(|path| is_known && entry.forwarding && path.relay.is_none()) {
-                return Some(Question { link, remote: path.remote.ip(), source: path.source });
-            }
-        }
-        None
+            is_known && entry.forwarding && entry.path.is_some_and(|path| path.relay.is_none())
+        })
     }
 
     /// Installs a link with the route that was found for it; without one it goes back to user space.
     pub fn settle(&mut self, link: LinkId, route: anyhow::Result<UnderlayRoute>) {
+        if !self.is_ready(link) {
+            return;
+        }
         let result = route.and_then(|route| self.install(link, &route));
         if let Err(error) = result {
             tracing::debug!(%link, "user space carries this plain link: {error:#}");
@@ -328,7 +315,7 @@ impl Forwarder {
         let (Some(path), Some(tag)) = (entry.path, entry.send_tag) else { return Ok(()) };
         let (ip4, ip6) = self.peers.get(&entry.uid).context("the peer has no inner addresses")?;
         ensure!(path.remote.is_ipv4() == route.source.is_ipv4(), "a route of the other address family");
-        let overhead = if path.remote.is_ipv4() { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 };
+        ensure!(route.is_ethernet, "interface {} is not Ethernet", route.interface);
         let destination4 = self.cut(*ip4);
         let destination6 = ip6.octets();
         let (remote, local) = (address(path.remote.ip()), address(route.source));
@@ -337,7 +324,7 @@ impl Forwarder {
         let sender = Sender {
             uplink: route.interface,
             slot: entry.slot,
-            max_frame: route.mtu.saturating_sub(overhead),
+            max_frame: longest_frame(route.mtu, path.remote.is_ipv4()),
             tag,
             source: local,
             destination: remote,

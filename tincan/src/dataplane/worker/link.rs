@@ -44,6 +44,8 @@ pub(super) struct Link {
     pub(super) figures: Arc<LinkFigures>,
     pub(super) protection: Guard,
     pub(super) path: Option<Path>,
+    /// Longest frame the path takes whole, bytes, where that is known.
+    pub(super) longest_frame: Option<usize>,
     flows: VecDeque<FlowKey>,
     forwarding: Forwarding,
 }
@@ -79,7 +81,7 @@ impl Link {
             Protection::Plain { receive_tag } => Guard::Plain { receive_tag, send_tag: None },
         };
         let forwarding = Forwarding::ComingUp { frames: VecDeque::new(), bytes: 0 };
-        Self { uid, figures, protection, path: None, flows: VecDeque::new(), forwarding }
+        Self { uid, figures, protection, path: None, longest_frame: None, flows: VecDeque::new(), forwarding }
     }
 
     pub(super) fn port(&self) -> PortKind {
@@ -139,6 +141,19 @@ impl Link {
     }
 
     fn emit(&mut self, frame: &[u8], batch: &mut Batch) -> Result<(), Verdict> {
+        let needs_fragments = self.longest_frame.is_some_and(|longest| frame.len() > longest);
+        if needs_fragments {
+            // The kernel cuts no burst whose datagrams do not fit the path, `udp(7)`.
+            batch.flush();
+        }
+        let result = self.add_datagram(frame, batch);
+        if needs_fragments {
+            batch.flush();
+        }
+        result
+    }
+
+    fn add_datagram(&mut self, frame: &[u8], batch: &mut Batch) -> Result<(), Verdict> {
         let port = self.port();
         let Some(path) = self.path else { return Err(Verdict::LinkDown) };
         let target = Target { port, path, figures: self.figures.clone() };

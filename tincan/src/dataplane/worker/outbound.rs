@@ -8,6 +8,7 @@ use tincan_common::verdict::Verdict;
 use crate::dataplane::EngineEvent;
 use crate::dataplane::gso::{self, SplitError};
 use crate::dataplane::table::Route;
+use crate::dataplane::too_big;
 use crate::dataplane::vnet::VnetHeader;
 use crate::dataplane::worker::inbound::is_fatal;
 use crate::dataplane::worker::{Worker, now};
@@ -62,6 +63,11 @@ impl Worker {
         if receivers.is_empty() {
             return self.figures.count(Verdict::NotFlooded, 1);
         }
+        if let [Receiver::Link(id)] = receivers.as_slice()
+            && self.refuse_too_big(*id, &header, frame)
+        {
+            return;
+        }
         let mut segments = std::mem::take(&mut self.segment_buffer);
         let split = if let [receiver] = receivers.as_slice() {
             gso::split(&header, frame, &mut segments, |segment| self.send_to(receiver, segment))
@@ -72,6 +78,21 @@ impl Worker {
         if split.is_err() {
             self.figures.count(Verdict::MalformedFrame, 1);
         }
+    }
+
+    /// Tells the sender of a frame that the link's path is too small for it, or leaves it to be carried in pieces.
+    fn refuse_too_big(&mut self, id: LinkId, header: &VnetHeader, frame: &[u8]) -> bool {
+        let Some(link) = self.links.get(&id) else { return false };
+        let Some(longest) = link.longest_frame.filter(|longest| frame.len() > *longest) else { return false };
+        let Ok(length) = gso::longest_segment(header, frame) else { return false };
+        let Some(answer) = too_big::answer(frame, length, longest) else { return false };
+        link.figures.add_dropped(1);
+        if self.error_limiter.allow(now()) {
+            self.write_frame(&answer, Verdict::TooBig);
+        } else {
+            self.figures.count(Verdict::TooBig, 1);
+        }
+        true
     }
 
     /// Splits once; each receiver gets all segments in a row, so that they go out in bursts.
@@ -114,7 +135,7 @@ impl Worker {
 
     fn hand_to_controller(&mut self, destination: Uid, frame: &[u8]) {
         let Some(source) = self.table.local().map(|local| local.uid) else { return };
-        if !self.limiter.allow(now()) {
+        if !self.unrouted_limiter.allow(now()) {
             return self.figures.count(Verdict::UnroutedLimited, 1);
         }
         let event = EngineEvent::Unrouted { source, destination, frame: frame.to_vec() };
