@@ -28,13 +28,16 @@ pub struct DaemonOptions {
     pub rpc_port: u16,
     /// Further options, as words.
     pub more: Vec<String>,
+    /// Whether there is a bpffs at `/sys/fs/bpf`, as on most hosts: then plain links in the kernel outlive a daemon that is
+    /// killed.
+    pub pins: bool,
     /// Whether the log's last lines are printed at the end; the test harness shows them of failed tests only.
     pub log_at_end: bool,
 }
 
 impl Default for DaemonOptions {
     fn default() -> Self {
-        Self { tap: "ipop".to_owned(), rpc_port: 5800, more: Vec::new(), log_at_end: true }
+        Self { tap: "ipop".to_owned(), rpc_port: 5800, more: Vec::new(), pins: true, log_at_end: true }
     }
 }
 
@@ -160,14 +163,28 @@ impl Drop for Daemon {
 }
 
 fn launch(namespace: &Namespace, options: &DaemonOptions, scratch: &Scratch) -> Result<Process> {
-    let DaemonOptions { tap, rpc_port, more, log_at_end: _ } = options;
+    let DaemonOptions { tap, rpc_port, more, pins, log_at_end: _ } = options;
     let path = |name: &str| scratch.path().join(name).display().to_string();
     let level = env::var("TINCAN_TEST_LOG").unwrap_or_else(|_| "debug".to_owned());
     let mut arguments: Vec<String> = ["daemon", "--tap", tap].map(str::to_owned).to_vec();
     arguments.extend(["--rpc-port".to_owned(), rpc_port.to_string(), "--log".to_owned(), level]);
     arguments.extend(["--socket".to_owned(), path("tincan.sock"), "--state-dir".to_owned(), path("state")]);
     arguments.extend_from_slice(more);
-    Process::start(namespace, &program()?, &arguments, &scratch.path().join("log"))
+    let log = scratch.path().join("log");
+    if *pins {
+        Process::start_with_pins(namespace, &program()?, &arguments, &log)
+    } else {
+        Process::start(namespace, &program()?, &arguments, &log)
+    }
+}
+
+/// `tincan` with these words, where the namespace's bpffs is at `/sys/fs/bpf`; its exit status and what it printed.
+pub fn command_with_pins(namespace: &Namespace, words: &[&str]) -> Result<(bool, String)> {
+    let scratch = Scratch::new("command")?;
+    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let mut process = Process::start_with_pins(namespace, &program()?, &arguments, &scratch.path().join("log"))?;
+    let status = process.wait(START_DEADLINE)?;
+    Ok((status.success(), process.output()))
 }
 
 /// The `tincan` program: `$TINCAN_BIN`, or the one cargo built beside this program.

@@ -3,6 +3,7 @@
 //! It drives the `tincan` program from outside and knows nothing of its library. `cargo xtask run` is built on it too.
 //! Everything needs root: network namespaces, raw sockets and TAP devices.
 
+pub mod bpffs;
 pub mod capture;
 pub mod controller;
 pub mod controller_2014;

@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::panic;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +14,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::scratch;
+use crate::bpffs::Bpffs;
+use crate::{bpffs, scratch};
 
 /// Begins the name of every namespace of the bench; the id of the process that made it follows.
 pub const PREFIX: &str = "tct-";
@@ -31,6 +32,7 @@ pub struct Namespace(Arc<Handle>);
 #[derive(Debug)]
 struct Handle {
     name: String,
+    pins: OnceLock<Bpffs>,
 }
 
 impl Namespace {
@@ -47,7 +49,7 @@ impl Namespace {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{role}", process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self(Arc::new(Handle { name }));
+        let namespace = Self(Arc::new(Handle { name, pins: OnceLock::new() }));
         namespace.exec("ip link set lo up")?;
         Ok(namespace)
     }
@@ -55,6 +57,20 @@ impl Namespace {
     /// Its name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// The bpffs of the daemons inside, mounted by the first who asks; it goes with the namespace.
+    pub fn pins(&self) -> Result<&Path> {
+        if self.0.pins.get().is_none() {
+            // Of two at once, one's is dropped again.
+            drop(self.0.pins.set(Bpffs::new()?));
+        }
+        Ok(self.0.pins.get().context("a bpffs that was just mounted")?.path())
+    }
+
+    /// What daemons inside have pinned and not removed.
+    pub fn pinned(&self) -> Result<Vec<PathBuf>> {
+        bpffs::list(&self.pins()?.join("tincan"))
     }
 
     /// Runs a command (split at white space) inside, to its end, and returns its output.

@@ -45,6 +45,14 @@ impl Process {
         Ok(Self { child, log: log.to_owned(), _namespace: namespace.clone() })
     }
 
+    /// The same with the namespace's bpffs at `/sys/fs/bpf`, where the fresh `/sys` has none.
+    pub fn start_with_pins(namespace: &Namespace, program: &Path, arguments: &[String], log: &Path) -> Result<Self> {
+        let shown = |path: &Path| path.display().to_string();
+        let script = "mount --bind \"$0\" /sys/fs/bpf && exec \"$@\"".to_owned();
+        let words = [vec!["-c".to_owned(), script, shown(namespace.pins()?), shown(program)], arguments.to_vec()];
+        Self::start(namespace, Path::new("sh"), &words.concat(), log)
+    }
+
     /// Its process id: `ip netns exec` becomes the program.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
+use crate::bpffs;
 use crate::netns::{PREFIX, is_abandoned};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -33,10 +34,11 @@ impl Scratch {
     }
 }
 
-/// Removes directories whose maker was killed before it could.
+/// Removes directories whose maker was killed before it could, and with those that are a bpffs what was pinned.
 pub(crate) fn sweep() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten().filter(|entry| is_abandoned(&entry.file_name().to_string_lossy())) {
+        bpffs::unmount(&entry.path());
         // Of two benches that begin at once, one is too late; a file of that name is not ours.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) && fs::remove_dir_all(entry.path()).is_ok() {
             eprintln!("{} of an earlier run is removed", entry.path().display());

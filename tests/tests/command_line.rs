@@ -107,7 +107,7 @@ fn the_kernel_programs_count_on_the_tap_and_are_gone_after_the_end() -> Result<(
     let mut alice = Node::start_with(&pair.alice, 1, &options)?;
     let status = alice.daemon.call("status", &json!({}))?;
     let fast_path = status["host"]["fast_path"].as_str().unwrap_or_default();
-    ensure!(fast_path.starts_with("attached, merging on receive"), "{fast_path}");
+    ensure!(fast_path.starts_with("attached, pinned, merging on receive"), "{fast_path}");
     let before = alice.counter("kernel_up_unrouted")?;
     ping(&pair.alice, "172.16.0.99".parse()?, 10, Duration::from_millis(10), b"counted")?;
     let counted = alice.counter("kernel_up_unrouted")? - before;

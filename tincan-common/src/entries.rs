@@ -3,6 +3,10 @@
 //! IPv4 addresses outside of a frame stand as IPv4-mapped IPv6 ones (RFC 4291 section 2.5.5.2). Numbers that are also in
 //! packets are kept as packets have them, in network byte order; the others are the machine's own.
 
+/// Version of the maps' names, keys and values: raised with every change, because a daemon goes on with the maps another
+/// one left only when they have the same.
+pub const LAYOUT: u32 = 1;
+
 /// An outer or inner IPv6 address, or an IPv4-mapped one.
 pub type Address = [u8; 16];
 
@@ -18,6 +22,9 @@ pub const SETTINGS: &str = "settings";
 pub const TRAFFIC: &str = "traffic";
 /// One number for each `KernelVerdict`.
 pub const VERDICTS: &str = "verdicts";
+/// One number: until when the entries hold, nanoseconds of `CLOCK_MONOTONIC`. A map of its own, so that the daemon renews it
+/// without touching the settings, and programs read it in one load.
+pub const LEASE: &str = "lease";
 /// The host's own addresses on the underlay, a set: only what is to or from them is looked at by port.
 pub const OWN_ADDRESSES: &str = "own_addresses";
 
@@ -131,6 +138,22 @@ impl Settings {
         let (tap_index, mark) = (tap_index.to_ne_bytes(), mark.to_ne_bytes());
         join!(42; tap_index, tap_mac, plain_port, router_mask, own_ip4, own_ip6, socket_port, mark)
     }
+
+    /// From the map, for user space.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let map = SettingsInMap(bytes);
+        Self {
+            tap_index: map.tap_index(),
+            tap_mac: map.tap_mac(),
+            plain_port: map.plain_port(),
+            socket_port: map.socket_port(),
+            mark: map.mark(),
+            router_mask: map.router_mask(),
+            own_ip4: map.own_ip4(),
+            own_ip6: map.own_ip6(),
+        }
+    }
 }
 
 /// [`Settings`] where they stand in the map, each read when it is needed: a program's stack has 512 bytes.
@@ -212,6 +235,17 @@ impl Flow {
         let Self { remote, local, remote_port, local_port } = *self;
         join!(36; remote, local, remote_port, local_port)
     }
+
+    /// From the map.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        Self {
+            remote: take!(bytes, 0, 16),
+            local: take!(bytes, 16, 16),
+            remote_port: take!(bytes, 32, 2),
+            local_port: take!(bytes, 34, 2),
+        }
+    }
 }
 
 impl Receiver {
@@ -275,19 +309,7 @@ mod tests {
             own_ip4: [8; 4],
             own_ip6: ONE,
         };
-        let bytes = settings.to_bytes();
-        let read = SettingsInMap(&bytes);
-        let back = Settings {
-            tap_index: read.tap_index(),
-            tap_mac: read.tap_mac(),
-            plain_port: read.plain_port(),
-            socket_port: read.socket_port(),
-            mark: read.mark(),
-            router_mask: read.router_mask(),
-            own_ip4: read.own_ip4(),
-            own_ip6: read.own_ip6(),
-        };
-        assert_eq!(back, settings);
+        assert_eq!(Settings::from_bytes(&settings.to_bytes()), settings);
         let sender = Sender {
             uplink: 1,
             slot: 2,
@@ -301,6 +323,8 @@ mod tests {
         assert_eq!(Sender::from_bytes(&sender.to_bytes()), sender);
         let receiver = Receiver { slot: 1, tag: 2, merger: 3, ip4: [3; 4], ip6: TWO };
         assert_eq!(Receiver::from_bytes(&receiver.to_bytes()), receiver);
+        let flow = Flow { remote: ONE, local: TWO, remote_port: [3, 4], local_port: [5, 6] };
+        assert_eq!(Flow::from_bytes(&flow.to_bytes()), flow);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use tincan_common::entries::{
 };
 use tincan_common::kernel_verdict::KernelVerdict;
 
+use crate::packet;
+
 #[map(name = "settings")]
 static SETTINGS: Array<[u8; Settings::SIZE]> = Array::with_max_entries(1, 0);
 #[map(name = "routes4")]
@@ -21,6 +23,8 @@ static FLOWS: HashMap<[u8; Flow::SIZE], [u8; Receiver::SIZE]> = HashMap::with_ma
 static OWN_ADDRESSES: HashMap<Address, u8> = HashMap::with_max_entries(MAX_OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map(name = "traffic")]
 static TRAFFIC: PerCpuArray<RawTraffic> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+#[map(name = "lease")]
+static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 #[map(name = "verdicts")]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(KernelVerdict::COUNT, 0);
 
@@ -32,13 +36,21 @@ pub fn settings() -> Option<SettingsInMap<'static>> {
     (settings.tap_index() != 0).then_some(settings)
 }
 
+/// Whether entries hold: not when no daemon has renewed the lease in time. Asked only where there is one, because a clock
+/// costs as much as a lookup.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "two loads and a helper's call")]
+fn entries_hold() -> bool {
+    LEASE.get(0).is_some_and(|end| packet::now() < *end)
+}
+
 /// How to send to whoever has this inner IPv4 address, cut to the router mask.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn route4(destination: &[u8; 4]) -> Option<Sender> {
     // SAFETY: the entry may be replaced while it is read, but not freed before the program ends (RCU), and any bytes
     // are a valid entry.
-    unsafe { ROUTES4.get(destination) }.map(Sender::from_bytes)
+    unsafe { ROUTES4.get(destination) }.filter(|_| entries_hold()).map(Sender::from_bytes)
 }
 
 /// The same for IPv6.
@@ -46,7 +58,7 @@ pub fn route4(destination: &[u8; 4]) -> Option<Sender> {
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn route6(destination: &[u8; 16]) -> Option<Sender> {
     // SAFETY: as in `route4`.
-    unsafe { ROUTES6.get(destination) }.map(Sender::from_bytes)
+    unsafe { ROUTES6.get(destination) }.filter(|_| entries_hold()).map(Sender::from_bytes)
 }
 
 /// Whose datagrams these are.
@@ -54,7 +66,7 @@ pub fn route6(destination: &[u8; 16]) -> Option<Sender> {
 #[expect(clippy::inline_always, reason = "the verifier must see a map's value and its use in one function")]
 pub fn receiver(flow: &Flow) -> Option<Receiver> {
     // SAFETY: as in `route4`.
-    unsafe { FLOWS.get(&flow.to_bytes()) }.map(Receiver::from_bytes)
+    unsafe { FLOWS.get(&flow.to_bytes()) }.filter(|_| entries_hold()).map(Receiver::from_bytes)
 }
 
 /// Whether this is an address of the host on the underlay.

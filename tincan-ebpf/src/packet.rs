@@ -2,7 +2,9 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head, bpf_xdp_adjust_meta};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head, bpf_xdp_adjust_meta,
+};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::ptr;
 
@@ -150,6 +152,15 @@ pub fn metadata(context: &TcContext) -> Option<u32> {
 pub fn mark(context: &TcContext) -> u32 {
     // SAFETY: the kernel gives the program a valid context; the field is read whole, at its own offset.
     unsafe { ptr::read_volatile(&raw const (*context.skb.skb).mark) }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, a few milliseconds late: a read of memory, where the exact clock asks the processor
+/// (Linux 5.11).
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "a helper's call")]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// Sends the frame out of an interface, to the neighbour its outer IP header asks for.

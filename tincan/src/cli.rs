@@ -1,6 +1,7 @@
-//! The command line: `tincan daemon`, `tincan status`, `tincan call`, `tincan doctor`.
+//! The command line: `tincan daemon`, `tincan status`, `tincan call`, `tincan doctor`, `tincan cleanup`.
 
 mod call;
+mod cleanup;
 mod status;
 
 use std::io::Write as _;
@@ -44,6 +45,16 @@ enum Command {
         #[arg(value_name = "KEY=VALUE")]
         parameters: Vec<String>,
     },
+    /// Remove what dead daemons left in this network namespace: kernel programs, TAPs, helper devices; exit status 1 if a
+    /// running daemon keeps some of it
+    Cleanup {
+        /// Only what belongs to this TAP
+        #[arg(long, value_name = "NAME")]
+        tap: Option<String>,
+        /// Print what was removed as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Look whether this host and the servers are fit for a node; exit status 1 if something is a problem
     Doctor(Box<DoctorOptions>),
 }
@@ -74,6 +85,7 @@ pub fn run(line: CommandLine) -> ExitCode {
         Command::Call { target, method, parameters } => {
             call::print(target.connect(), &method, &parameters).map(|()| ExitCode::SUCCESS)
         }
+        Command::Cleanup { tap, json } => cleanup::print(tap.as_deref(), json),
         Command::Doctor(options) => run_doctor(*options),
     };
     match result {

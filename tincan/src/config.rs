@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -12,6 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::link::LEASE;
 use crate::wire::fingerprint::{Fingerprint, FingerprintKind};
 
 /// The file that is read when none is named.
@@ -20,8 +22,12 @@ const DEFAULT_FILE: &str = "/etc/tincan/tincan.toml";
 /// Longest interface name (`IFNAMSIZ` less the final zero).
 const LONGEST_INTERFACE_NAME: usize = 15;
 
+/// How long links may go on without their daemon, seconds: longer than the daemon's own pauses, and short of what a peer
+/// that is gone would have to bear.
+const LEASE_SECONDS: std::ops::RangeInclusive<u64> = 5..=3600;
 /// Everything the daemon can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct DaemonConfig {
     /// UDP port of the 2014 controller API.
     pub rpc_port: u16,
@@ -47,6 +53,10 @@ pub struct DaemonConfig {
     pub fast_path: FastPath,
     /// Whether plain frames are taken in the uplinks' drivers.
     pub xdp: XdpUse,
+    /// How long plain links go on without their daemon, or without an answer of the peer's.
+    pub lease: Duration,
+    /// Whether they outlive one that was stopped, too.
+    pub keep_links: bool,
     /// Digest of certificate fingerprints.
     pub fingerprint: FingerprintKind,
     /// Make a new certificate at every start.
@@ -147,6 +157,12 @@ pub struct DaemonOptions {
     /// Take plain frames in the drivers of the uplinks: for network cards with native XDP [default: off]
     #[arg(long, value_name = "MODE")]
     pub xdp: Option<XdpUse>,
+    /// How long plain links in the kernel go on without their daemon, 5 to 3600 seconds [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub lease: Option<u64>,
+    /// Leave plain links in the kernel when the daemon is stopped, for the lease
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub keep_links: Option<bool>,
     /// Digest of certificate fingerprints; sha1 only where every node of a network must have 2014's [default: sha256]
     #[arg(long, value_name = "DIGEST")]
     pub fingerprint: Option<Digest>,
@@ -203,6 +219,8 @@ impl DaemonOptions {
             plain_port: self.plain_port.or(file.plain_port),
             fast_path: self.fast_path.or(file.fast_path),
             xdp: self.xdp.or(file.xdp),
+            lease: self.lease.or(file.lease),
+            keep_links: self.keep_links.or(file.keep_links),
             fingerprint: self.fingerprint.or(file.fingerprint),
             fresh_certificate: self.fresh_certificate.or(file.fresh_certificate),
             allow_remote_controller: self.allow_remote_controller.or(file.allow_remote_controller),
@@ -218,6 +236,9 @@ impl DaemonOptions {
         let mtu = self.mtu.unwrap_or(1280);
         anyhow::ensure!((1280..=9000).contains(&mtu), "mtu is {mtu}: give 1280 (IPv6's minimum) to 9000 bytes");
         let (secured_port, plain_port) = (self.secured_port.unwrap_or(0), self.plain_port.unwrap_or(0));
+        let lease = self.lease.map_or(LEASE, Duration::from_secs);
+        let shown = lease.as_secs();
+        anyhow::ensure!(LEASE_SECONDS.contains(&shown), "lease is {shown}: give 5 to 3600 seconds");
         let rpc_port = self.rpc_port.unwrap_or(5800);
         check_ports([("rpc-port", rpc_port), ("secured-port", secured_port), ("plain-port", plain_port)])?;
         let rpc_addresses =
@@ -236,6 +257,8 @@ impl DaemonOptions {
             plain_port,
             fast_path: self.fast_path.unwrap_or_default(),
             xdp: self.xdp.unwrap_or_default(),
+            lease,
+            keep_links: self.keep_links.unwrap_or(false),
             fingerprint: match self.fingerprint {
                 None | Some(Digest::Sha256) => FingerprintKind::Sha256,
                 Some(Digest::Sha1) => FingerprintKind::Sha1,
@@ -403,6 +426,8 @@ mod tests {
             "--secured-port=4000",
             "--plain-port=4001",
             "--fast-path=off",
+            "--lease=30",
+            "--keep-links",
             "--fingerprint=sha1",
             "--fresh-certificate",
             "--allow-remote-controller=false",
@@ -410,7 +435,7 @@ mod tests {
         let file = file(
             "rpc-address = [\"127.0.0.2\", \"::1\"]\nrpc-group = \"4321\"\nsocket = \"/tmp/s\"\n\
              mtu = 1400\nstate-dir = \"/tmp/d\"\nsecured-port = 4000\nplain-port = 4001\n\
-             fast-path = \"off\"\nfingerprint = \"sha1\"\n\
+             fast-path = \"off\"\nlease = 30\nkeep-links = true\nfingerprint = \"sha1\"\n\
              fresh-certificate = true\nallow-remote-controller = false",
         );
         let config = flags.options.checked().unwrap();
@@ -442,6 +467,8 @@ mod tests {
         for text in [
             "mtu = 1279",
             "mtu = 9001",
+            "lease = 4",
+            "lease = 3601",
             "tap = \"\"",
             "tap = \"a name too long\"",
             "tap = \"a/b\"",

@@ -9,6 +9,7 @@ mod liveness;
 mod merging;
 mod merging_veth;
 mod outputs;
+mod predecessor;
 mod resume;
 mod underlay;
 
@@ -25,6 +26,7 @@ use crate::config::{DaemonConfig, LogControl};
 use crate::daemon::fast_path::FastPath;
 use crate::daemon::host::PortWish;
 use crate::daemon::liveness::Liveness;
+use crate::daemon::predecessor::Predecessor;
 use crate::daemon::resume::{Found, Keeper};
 use crate::daemon::underlay::Underlay;
 use crate::dataplane::engine::{Engine, EngineConfig};
@@ -36,10 +38,8 @@ use crate::edge::netlink::Netlink;
 use crate::edge::rpc::admission::Admission;
 use crate::edge::rpc::udp::{UdpDoor, UdpInput};
 use crate::edge::rpc::unix::{Reply, UnixCall, UnixDoor};
-use crate::edge::tap::Tap;
 use crate::edge::xmpp::{XmppEdge, XmppEvent, XmppOptions};
 use crate::ice::IceEvent;
-use crate::link::LEASE;
 use crate::node::{Node, ServiceState};
 use crate::wire::answer::Answer;
 use crate::wire::json_rpc::RpcMethod;
@@ -111,11 +111,13 @@ impl Daemon {
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
         let netlink = Netlink::new()?;
-        let tap = Tap::create(&config.tap)?;
+        let predecessor = Predecessor::look(&config.tap);
+        let tap = predecessor.tap(&config.tap)?;
         let mac = tap.mac();
         let found = resume::find(&config);
-        let wish = PortWish { fixed: config.plain_port, before: found.as_ref().map(Found::plain_port) };
-        let mut fast_path = FastPath::start(&config, &netlink, mac, wish).await?;
+        let port_before = found.as_ref().map(Found::plain_port).or_else(|| predecessor.plain_port());
+        let wish = PortWish { fixed: config.plain_port, before: port_before };
+        let mut fast_path = FastPath::start(&config, &netlink, &predecessor, &tap, wish).await?;
         let held = fast_path.held_port();
         let ports = host::bind_ports(&config, wish, held).map(Arc::new)?;
         let socket = ports.plain.local_port();
@@ -128,7 +130,7 @@ impl Daemon {
                 secured_port: ports.secured.local_port(),
                 plain_port: held.unwrap_or(socket),
                 direct_plain_port: held.and(Some(socket)),
-                lease: LEASE,
+                lease: config.lease,
             },
             ice_events,
         );
@@ -324,7 +326,11 @@ impl Daemon {
 
     async fn stop(mut self) {
         tracing::info!("stopping");
-        self.end_snapshot(false);
+        let stay = self.config.keep_links && self.fast_path.leave();
+        if stay {
+            tracing::info!(lease_s = self.config.lease.as_secs(), "plain links in the kernel go on for the lease");
+        }
+        self.end_snapshot(stay);
         self.node.trim_all();
         self.carry_out_all();
         self.fast_path.stop(&self.netlink).await;

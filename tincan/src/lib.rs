@@ -5,6 +5,7 @@
 //! secured session, `dataplane` the forwarding table and the engines that move frames.
 //! Only `daemon` knows both sides; `doctor` tries the edges one by one. ARCHITECTURE.md has the map.
 
+pub mod cleanup;
 pub mod cli;
 pub mod client;
 pub mod config;

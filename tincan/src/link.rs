@@ -4,8 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// How long a plain link outlives the daemon at its one end: the other end keeps it for no longer on frames alone, and a
-/// daemon that starts later than that does not resume it.
+/// How long a plain link outlives the daemon at its one end unless `--lease` says otherwise: the kernel forwards it for no
+/// longer, the other end keeps it for no longer on frames alone, and a daemon that starts later than that does not resume it.
+/// Twice the consent of RFC 7675.
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// Names one link for the life of the process; never reused.

@@ -2,24 +2,26 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
 use crate::config::{self, DaemonConfig, XdpUse};
 use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
+use crate::daemon::predecessor::Predecessor;
 use crate::dataplane::kernel::forwarder::Forwarder;
-use crate::dataplane::kernel::{KernelEngine, interface_name};
+use crate::dataplane::kernel::interface_name;
 use crate::dataplane::table::Local;
 use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
+use crate::edge::tap::{Tap, TapHold};
 use crate::link::{LinkId, UnderlayRoute};
 use crate::node::{LinkProtection, Output};
 use crate::wire::uid::Uid;
 
 /// Whether kernel programs are loaded, and why not.
 pub(super) enum FastPath {
-    /// Attached to the TAP; detached when dropped.
+    /// Attached to the TAP; detached when dropped, unless links were left.
     Attached(Box<Attached>),
     /// The operator switched it off.
     Off,
@@ -27,10 +29,11 @@ pub(super) enum FastPath {
     Unavailable(String),
 }
 
-/// The programs, and the device that merges for them.
+/// The programs, the devices that merge for them, and the TAP as long as it outlives this process with them.
 pub(super) struct Attached {
     forwarder: Forwarder,
     tap: String,
+    hold: Option<TapHold>,
     /// Merging, or why there is none.
     merging: Result<Merging, String>,
     veth: MergingVeth,
@@ -43,43 +46,52 @@ impl FastPath {
     pub(super) async fn start(
         config: &DaemonConfig,
         netlink: &Netlink,
-        tap_mac: [u8; 6],
+        predecessor: &Predecessor,
+        tap: &Tap,
         wish: PortWish,
     ) -> anyhow::Result<Self> {
-        let (wanted, tap) = (config.fast_path, &config.tap);
+        let wanted = config.fast_path;
         if wanted == config::FastPath::Off {
+            predecessor.remove(netlink, tap, "the kernel engine is switched off").await?;
             return Ok(Self::Off);
         }
-        match attach(tap, tap_mac, config.xdp) {
-            Ok(mut forwarder) => {
-                let merging = Merging::start(netlink, &mut forwarder, tap, wish).await;
-                let merging = merging.map_err(|error| {
-                    tracing::info!("plain frames arrive unmerged: {error:#}");
-                    format!("{error:#}")
-                });
-                let (veth, mark) = (MergingVeth::new(tap), random_mark()?);
-                Ok(Self::Attached(Box::new(Attached { forwarder, tap: tap.clone(), merging, veth, mark })))
-            }
-            Err(error) if wanted == config::FastPath::On => {
-                Err(error.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off"))
-            }
-            Err(error) => {
-                tracing::warn!("the kernel engine cannot run, user space carries everything: {error:#}");
-                Ok(Self::Unavailable(format!("{error:#}")))
-            }
+        let refusal = match Attached::new(config, netlink, predecessor, tap, wish).await {
+            Ok(attached) => return Ok(Self::Attached(Box::new(attached))),
+            Err(refusal) => refusal,
+        };
+        if let Err(error) = predecessor.remove(netlink, tap, &format!("{refusal:#}")).await {
+            tracing::warn!("something of a daemon before is left, `tincan cleanup` removes it: {error:#}");
         }
+        if wanted == config::FastPath::On {
+            return Err(
+                refusal.context("the kernel engine was asked for (--fast-path on) and cannot run; use auto or off")
+            );
+        }
+        tracing::warn!("the kernel engine cannot run, user space carries everything: {refusal:#}");
+        Ok(Self::Unavailable(format!("{refusal:#}")))
+    }
+
+    /// Lets go of the links in the kernel, which then outlive this daemon by the lease; false where they cannot.
+    pub(super) fn leave(&mut self) -> bool {
+        let Self::Attached(attached) = self else { return false };
+        let Attached { forwarder, hold, .. } = &mut **attached;
+        let Some(hold) = hold.as_mut().filter(|_| forwarder.leave()) else { return false };
+        hold.leave();
+        *self = Self::Off;
+        true
     }
 
     /// One phrase for the log and `status`.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Attached(attached) => {
+                let pinned = if attached.hold.is_some() { "attached, pinned" } else { "attached" };
                 let merging = match &attached.merging {
                     Ok(merging) => merging.describe(),
                     Err(reason) => format!("not merging on receive: {reason}"),
                 };
                 let veth = attached.veth.describe(attached.forwarder.merger());
-                format!("attached, {merging}{veth}")
+                format!("{pinned}, {merging}{veth}")
             }
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
@@ -180,15 +192,39 @@ impl FastPath {
         }
     }
 
-    /// Looks at the underlay's interfaces again; the links' routes are `Underlay`'s to ask for.
+    /// Says that the daemon lives and looks at the underlay's interfaces again; the links' routes are `Underlay`'s to ask for.
     pub(super) async fn recheck(&mut self, netlink: &Netlink) {
-        if let Self::Attached(attached) = self {
-            attached.tend(netlink).await;
+        let Self::Attached(attached) = self else { return };
+        if let Err(error) = attached.forwarder.renew_lease() {
+            tracing::warn!("the kernel engine's lease cannot be renewed, user space will carry everything: {error:#}");
         }
+        attached.tend(netlink).await;
     }
 }
 
 impl Attached {
+    async fn new(
+        config: &DaemonConfig,
+        netlink: &Netlink,
+        predecessor: &Predecessor,
+        tap: &Tap,
+        wish: PortWish,
+    ) -> anyhow::Result<Self> {
+        let mut engine = predecessor.load(netlink, tap, config.xdp == XdpUse::Native).await?;
+        engine.attach_tap(tap.index())?;
+        let is_pinned = engine.is_pinned();
+        let mut forwarder = Forwarder::new(engine, tap.index(), tap.mac(), config.lease)?;
+        let hold = is_pinned.then(|| tap.hold()).transpose().context("cannot let the TAP stay")?;
+        // Packets on their way through a helper device have the mark of before.
+        let mark = forwarder.adopted_ports().map_or_else(random_mark, |ports| Ok(ports.mark))?;
+        let merging = Merging::start(netlink, &mut forwarder, tap.name(), wish).await.map_err(|error| {
+            tracing::info!("plain frames arrive unmerged: {error:#}");
+            format!("{error:#}")
+        });
+        let veth = MergingVeth::new(tap.name());
+        Ok(Self { forwarder, tap: tap.name().to_owned(), hold, merging, veth, mark })
+    }
+
     /// The programs are where they belong, and the helper devices are well.
     async fn tend(&mut self, netlink: &Netlink) {
         if let Ok(merging) = &mut self.merging {
@@ -233,15 +269,4 @@ fn open_link(forwarder: &mut Forwarder, link: LinkId, uid: Uid, protection: &Lin
         LinkProtection::Plain { receive_vni } => forwarder.add_link(link, uid, *receive_vni),
         LinkProtection::Dtls { .. } => {}
     }
-}
-
-fn attach(tap: &str, tap_mac: [u8; 6], xdp: XdpUse) -> anyhow::Result<Forwarder> {
-    let mut engine = KernelEngine::load()?;
-    if xdp == XdpUse::Native
-        && let Err(error) = engine.work_in_driver()
-    {
-        tracing::warn!("frames are not taken in the drivers: {error:#}");
-    }
-    engine.attach_tap(tap)?;
-    Ok(Forwarder::new(engine, nix::net::if_::if_nametoindex(tap)?, tap_mac))
 }

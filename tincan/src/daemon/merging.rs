@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use crate::daemon::host::PortWish;
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::edge::netlink::Netlink;
-use crate::edge::netlink::devices::UpError;
+use crate::edge::netlink::devices::{Device, UpError};
 
 /// Where ports are looked for when the operator named none: registered ones (RFC 6335), below what kernels give to
 /// sockets by themselves, because a socket in the way would be another program's.
@@ -43,6 +43,9 @@ impl Merging {
     ) -> anyhow::Result<Self> {
         let device = device_name(tap, ENDING);
         if let Some(left) = netlink.own_device(&device, tap).await? {
+            if let Some(port) = held_before(forwarder, &left, wish) {
+                return Ok(Self { device, tap: tap.to_owned(), port, index: left.index, state: Ok(()) });
+            }
             tracing::info!(device, "removing the device an earlier daemon left");
             netlink.remove_device(left.index).await?;
         }
@@ -123,6 +126,13 @@ impl Merging {
             Err(reason) => format!("not merging on receive: {reason}"),
         }
     }
+}
+
+/// The port that a device of the daemon before holds, if it can go on as it is.
+fn held_before(forwarder: &Forwarder, device: &Device, wish: PortWish) -> Option<u16> {
+    let before = forwarder.adopted_ports().filter(|before| before.is_held)?;
+    let is_wished = wish.fixed == 0 || wish.fixed == before.plain;
+    (device.is_up && is_wished && forwarder.is_guarded(device.index)).then_some(before.plain)
 }
 
 /// The TAP's name with an ending of four bytes, cut to what the kernel takes.

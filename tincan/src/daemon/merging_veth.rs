@@ -50,11 +50,15 @@ impl MergingVeth {
 
     async fn make(&mut self, netlink: &Netlink, forwarder: &mut Forwarder) -> anyhow::Result<[u32; 2]> {
         let found = [netlink.own_device(&self.near, &self.tap).await?, netlink.own_device(&self.far, &self.tap).await?];
-        if let ([Some(near), Some(far)], Some(indices)) = (&found, self.indices)
-            && [near.index, far.index] == indices
+        // One of the daemon before is as good, if what comes out of it is checked.
+        if let [Some(near), Some(far)] = &found
+            && self.indices.is_none_or(|indices| [near.index, far.index] == indices)
             && near.is_up
             && far.is_up
+            && forwarder.is_guarded(far.index)
         {
+            let indices = [near.index, far.index];
+            self.indices = Some(indices);
             return Ok(indices);
         }
         self.indices = None;

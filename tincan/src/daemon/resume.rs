@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use crate::config::DaemonConfig;
 use crate::daemon::Daemon;
 use crate::edge::snapshot::{SnapshotFile, SnapshotWriter, boot_time};
-use crate::link::LEASE;
 use crate::node::{Node, Output};
 use crate::snapshot::Snapshot;
 
@@ -14,8 +13,10 @@ use crate::snapshot::Snapshot;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Where a snapshot takes long to make (20 ms for 4096 links), the loop spends no more than this part of its time on it.
 const SHARE: u32 = 50;
-/// How often it is written although nothing changed, so that its age says when the daemon ended.
+/// How often it is written although nothing changed, so that its age says when the daemon ended; with a short lease more
+/// often, this part of it.
 const REFRESH: Duration = Duration::from_secs(10);
+const REFRESH_SHARE: u32 = 4;
 
 /// A snapshot that may be gone on with, and its age.
 pub(super) struct Found {
@@ -33,7 +34,7 @@ impl Found {
 /// Looks for what a killed daemon left; what cannot be gone on with is removed and said.
 pub(super) fn find(config: &DaemonConfig) -> Option<Found> {
     let file = SnapshotFile::new(&config.state_dir, &config.tap);
-    match file.load(LEASE) {
+    match file.load(config.lease) {
         Ok(found) => found.map(|(snapshot, age)| Found { snapshot, age }),
         Err(error) => {
             refuse(&file, &format!("{error:#}"));
@@ -56,6 +57,7 @@ pub(super) struct Keeper {
     /// When to write next.
     due: Option<Instant>,
     not_before: Instant,
+    refresh: Duration,
     is_stored: bool,
 }
 
@@ -63,7 +65,8 @@ impl Keeper {
     pub(super) fn start(config: &DaemonConfig) -> anyhow::Result<Self> {
         let file = SnapshotFile::new(&config.state_dir, &config.tap);
         let writer = SnapshotWriter::start(file.clone())?;
-        Ok(Self { file, writer, due: None, not_before: Instant::now(), is_stored: false })
+        let refresh = REFRESH.min(config.lease / REFRESH_SHARE);
+        Ok(Self { file, writer, due: None, not_before: Instant::now(), refresh, is_stored: false })
     }
 
     /// Something that is kept may have changed.
@@ -101,7 +104,7 @@ impl Keeper {
             self.write(node, plain_port, callback);
             let end = Instant::now();
             self.not_before = end + PAUSE.max((end - start) * SHARE);
-            self.due = self.is_stored.then_some(end + REFRESH);
+            self.due = self.is_stored.then_some(end + self.refresh);
         }
     }
 
@@ -148,7 +151,7 @@ impl Daemon {
         };
         let is_allowed = |callback: &SocketAddr| callback.ip().is_loopback() || self.config.allow_remote_controller;
         self.callback = callback.filter(is_allowed);
-        let links = self.node.resume(Instant::now(), node.aged(age, LEASE), fingerprint);
+        let links = self.node.resume(Instant::now(), node.aged(age, self.config.lease), fingerprint);
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(links, age_ms, "plain links of the daemon before are resumed");
         self.carry_out_all();

@@ -1,27 +1,32 @@
 //! The kernel engine: loads the programs of `tincan-ebpf`, attaches them to the TAP and the uplinks, fills their maps.
 //!
 //! [`KernelEngine`] is the programs and maps; [`forwarder::Forwarder`] decides which links have entries. Dropping the
-//! engine detaches and unloads everything it put into the kernel. It never touches `lo`.
+//! engine detaches and unloads everything it put into the kernel, unless it is pinned ([`pins`]) and told to stay. It never
+//! touches `lo`.
 
+pub mod adopted;
+mod attach;
 mod failure;
 pub mod forwarder;
 mod object;
+pub mod pins;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_indextoname;
 use tincan_common::entries::{
-    self, Address, FLOWS, Flow, MAX_OWN_ADDRESSES, OWN_ADDRESSES, ROUTES4, ROUTES6, RawTraffic, Receiver, SETTINGS,
-    Sender, Settings, TRAFFIC, VERDICTS,
+    self, Address, FLOWS, Flow, LEASE, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_ROUTES, MAX_SLOTS, OWN_ADDRESSES, ROUTES4,
+    ROUTES6, RawTraffic, Receiver, SETTINGS, Sender, Settings, TRAFFIC, VERDICTS,
 };
 use tincan_common::kernel_verdict::KernelVerdict;
 
-use crate::edge::ethtool;
+use self::adopted::Adopted;
+use self::pins::Pins;
 
 /// The program on the TAP's egress.
 const TAP_EGRESS: &str = "tap_egress";
@@ -36,11 +41,41 @@ const CHECKED_INGRESS: &str = "checked_ingress";
 const UPLINK_XDP: &str = "uplink_xdp";
 const STRIPPED_INGRESS: &str = "stripped_ingress";
 
-/// Those for TC.
-const PROGRAMS: [&str; 6] = [TAP_EGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS, CHECKED_INGRESS, STRIPPED_INGRESS];
+/// Every program for TC, and the side of an interface it belongs on.
+const PROGRAMS: [(&str, TcAttachType); 6] = [
+    (TAP_EGRESS, TcAttachType::Egress),
+    (UPLINK_INGRESS, TcAttachType::Ingress),
+    (PORT_INGRESS, TcAttachType::Ingress),
+    (PORT_EGRESS, TcAttachType::Egress),
+    (CHECKED_INGRESS, TcAttachType::Ingress),
+    (STRIPPED_INGRESS, TcAttachType::Ingress),
+];
+/// Those of an uplink, in this order: the first only where the driver has a program too; what the second does not carry,
+/// the third hands to the socket.
+const UPLINK_PROGRAMS: [&str; 4] = [STRIPPED_INGRESS, UPLINK_INGRESS, PORT_INGRESS, PORT_EGRESS];
+
+/// Every map with the shape that `tincan-ebpf` gives it.
+const MAPS: [MapShape; 8] = [
+    MapShape::new(SETTINGS, 4, Settings::SIZE, 1),
+    MapShape::new(ROUTES4, 4, Sender::SIZE, MAX_ROUTES),
+    MapShape::new(ROUTES6, size_of::<Address>(), Sender::SIZE, MAX_ROUTES),
+    MapShape::new(FLOWS, Flow::SIZE, Receiver::SIZE, MAX_FLOWS),
+    MapShape::new(TRAFFIC, 4, size_of::<RawTraffic>(), MAX_SLOTS),
+    MapShape::new(VERDICTS, 4, 8, KernelVerdict::COUNT),
+    MapShape::new(OWN_ADDRESSES, size_of::<Address>(), 1, MAX_OWN_ADDRESSES),
+    MapShape::new(LEASE, 4, 8, 1),
+];
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK_INDEX: u32 = 1;
+
+/// What a map must be to be gone on with: bytes of key and value, most entries.
+struct MapShape {
+    name: &'static str,
+    key: u32,
+    value: u32,
+    entries: u32,
+}
 
 /// The loaded programs, their maps and what they are attached to.
 pub struct KernelEngine {
@@ -52,9 +87,14 @@ pub struct KernelEngine {
     traffic: PerCpuArray<MapData, RawTraffic>,
     verdicts: PerCpuArray<MapData, u64>,
     own_addresses: HashMap<MapData, Address, u8>,
-    uplinks: BTreeSet<u32>,
+    lease: Array<MapData, u64>,
+    /// What is attached, as program and interface; the pinned links among it, so that they hold even if a pin is removed.
+    attached: BTreeMap<(&'static str, u32), Option<PinnedLink>>,
     /// Uplinks get a program in their driver too.
     in_driver: bool,
+    /// Uplinks whose driver was asked.
+    drivers: BTreeSet<u32>,
+    pins: Option<Pins>,
 }
 
 /// What the kernel says about one loaded program.
@@ -68,14 +108,43 @@ pub struct ProgramReport {
     pub machine_code_bytes: u32,
 }
 
+impl MapShape {
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, known while compiling")]
+    const fn new(name: &'static str, key: usize, value: usize, entries: u32) -> Self {
+        Self { name, key: key as u32, value: value as u32, entries }
+    }
+}
+
 impl KernelEngine {
-    /// Loads the programs into the kernel without attaching them; the error's first line says what is missing.
+    /// Loads the programs into the kernel without attaching them; the error's first line says what is missing. Everything
+    /// goes with this value.
     pub fn load() -> anyhow::Result<Self> {
+        Self::load_with(None)
+    }
+
+    /// The same with maps and links pinned. Maps that are there are gone on with, and the programs of links that are there
+    /// are replaced without a gap. `in_driver`: see [`KernelEngine::prefer_driver`].
+    pub fn load_pinned(pins: Pins, in_driver: bool) -> anyhow::Result<Self> {
+        let mut engine = Self::load_with(Some(pins))?;
+        if in_driver {
+            engine.prefer_driver();
+        }
+        engine.adopt_links()?;
+        Ok(engine)
+    }
+
+    fn load_with(pins: Option<Pins>) -> anyhow::Result<Self> {
         let Some(object) = object::OBJECT else {
             bail!("built without the kernel engine: run `cargo xtask setup` and build again");
         };
-        let mut ebpf = EbpfLoader::new().load(object).map_err(|error| failure::explain(error, "load the maps"))?;
-        for name in PROGRAMS {
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &pins {
+            for shape in &MAPS {
+                loader.map_pin_path(shape.name, pins.map(shape.name));
+            }
+        }
+        let mut ebpf = loader.load(object).map_err(|error| failure::explain(error, "load the maps"))?;
+        for (name, _) in PROGRAMS {
             program(&mut ebpf, name)?.load().map_err(|error| failure::explain(error, "load the programs"))?;
         }
         let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
@@ -86,69 +155,63 @@ impl KernelEngine {
         let traffic = PerCpuArray::try_from(map(TRAFFIC)?).context("map traffic")?;
         let verdicts = PerCpuArray::try_from(map(VERDICTS)?).context("map verdicts")?;
         let own_addresses = HashMap::try_from(map(OWN_ADDRESSES)?).context("map own_addresses")?;
-        let (uplinks, in_driver) = (BTreeSet::new(), false);
-        Ok(Self { ebpf, settings, routes4, routes6, flows, traffic, verdicts, own_addresses, uplinks, in_driver })
+        let lease = Array::try_from(map(LEASE)?).context("map lease")?;
+        Ok(Self {
+            ebpf,
+            settings,
+            routes4,
+            routes6,
+            flows,
+            traffic,
+            verdicts,
+            own_addresses,
+            lease,
+            attached: BTreeMap::new(),
+            in_driver: false,
+            drivers: BTreeSet::new(),
+            pins,
+        })
     }
 
-    /// From now on uplinks also get a program in their driver (native XDP), which takes datagrams before GRO.
-    pub fn work_in_driver(&mut self) -> anyhow::Result<()> {
-        self.xdp()?.load().map_err(|error| failure::explain(error, "load the driver's program"))?;
-        self.in_driver = true;
-        Ok(())
+    /// Whether maps and links can outlive this process.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
     }
 
-    fn xdp(&mut self) -> anyhow::Result<&mut Xdp> {
-        let program = self.ebpf.program_mut(UPLINK_XDP);
-        Ok(program.with_context(|| format!("the object has no program {UPLINK_XDP}"))?.try_into()?)
-    }
-
-    /// Attaches `tap_egress` behind the other programs of this interface (TCX, Linux 6.6).
-    pub fn attach_tap(&mut self, interface: &str) -> anyhow::Result<()> {
-        self.attach(TAP_EGRESS, interface, TcAttachType::Egress)
-    }
-
-    /// Attaches what belongs on an uplink to an interface by its index; once is enough.
-    pub fn attach_uplink(&mut self, index: u32) -> anyhow::Result<()> {
-        if self.uplinks.contains(&index) {
-            return Ok(());
+    /// Whether they do, also after this value is dropped in order.
+    pub fn set_staying(&mut self, stays: bool) {
+        if let Some(pins) = &mut self.pins {
+            pins.set_staying(stays);
         }
-        let name = interface_name(index)?;
-        if self.in_driver {
-            self.attach(STRIPPED_INGRESS, &name, TcAttachType::Ingress)?;
-            if let Err(error) = self.attach_to_driver(index, &name) {
-                tracing::warn!("frames are not taken in the driver: {error:#}");
-            }
-        }
-        // In this order: what the first does not carry, the second hands to the socket.
-        self.attach(UPLINK_INGRESS, &name, TcAttachType::Ingress)?;
-        self.attach(PORT_INGRESS, &name, TcAttachType::Ingress)?;
-        self.attach(PORT_EGRESS, &name, TcAttachType::Egress)?;
-        self.uplinks.insert(index);
-        Ok(())
     }
 
-    /// Never over another program, which is left where it is.
-    fn attach_to_driver(&mut self, index: u32, name: &str) -> anyhow::Result<()> {
-        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {name}");
-        // Attaching a program switches some drivers' GRO off.
-        let merges = ethtool::merges(name)?;
-        let attached = self.xdp()?.attach_to_if_index(index, XdpMode::Driver);
-        attached.map_err(|error| failure::explain(error, &format!("attach to the driver of {name} (--xdp native)")))?;
-        if merges { ethtool::set_merging(name, true) } else { Ok(()) }
+    /// Until when the entries hold, nanoseconds of `CLOCK_MONOTONIC`; before the first call, and later, the programs pass
+    /// everything.
+    pub fn set_lease_end(&mut self, end: u64) -> anyhow::Result<()> {
+        self.lease.set(0, end, 0).context("write the lease")
     }
 
-    /// Attaches the guard to a helper device, which must be down until then.
-    pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
-        self.attach(CHECKED_INGRESS, &interface_name(index)?, TcAttachType::Ingress)
+    /// What [`KernelEngine::set_lease_end`] was given last.
+    pub fn lease_end(&self) -> anyhow::Result<u64> {
+        self.lease.get(&0, 0).context("read the lease")
     }
 
-    fn attach(&mut self, name: &str, interface: &str, side: TcAttachType) -> anyhow::Result<()> {
-        let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-        ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device {interface}");
-        program(&mut self.ebpf, name)?
-            .attach_with_options(interface, side, TcAttachOptions::TcxOrder(LinkOrder::last()))
-            .map_err(|error| failure::explain(error, &format!("attach to {interface} by TCX")))?;
-        Ok(())
+    /// What [`KernelEngine::configure`] was given last; defaults before.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::from_bytes(&self.settings.get(&0, 0).context("read the settings")?))
+    }
+
+    /// Every entry there is.
+    pub fn entries(&self) -> anyhow::Result<Adopted> {
+        let flows = self.flows.iter().map(|entry| entry.map(|(k, v)| (Flow::from_bytes(&k), Receiver::from_bytes(&v))));
+        let routes4 = self.routes4.iter().map(|entry| entry.map(|(k, v)| (k, Sender::from_bytes(&v))));
+        let routes6 = self.routes6.iter().map(|entry| entry.map(|(k, v)| (k, Sender::from_bytes(&v))));
+        Ok(Adopted::new(
+            flows.collect::<Result<_, _>>().context("list the flows")?,
+            routes4.collect::<Result<_, _>>().context("list the IPv4 routes")?,
+            routes6.collect::<Result<_, _>>().context("list the IPv6 routes")?,
+        ))
     }
 
     /// What every frame needs; before the first call the programs pass everything.
@@ -185,14 +248,22 @@ impl KernelEngine {
         Ok(())
     }
 
-    /// Takes entries back; those that are not there are no error.
-    pub fn remove(&mut self, destination4: [u8; 4], destination6: &Address, flow: &Flow) {
-        let gone = [
-            self.routes4.remove(&destination4).is_ok(),
-            self.routes6.remove(destination6).is_ok(),
-            self.flows.remove(&flow.to_bytes()).is_ok(),
-        ];
-        tracing::trace!(?gone, "entries withdrawn");
+    /// Takes a flow back; one that is not there is no error, here and below.
+    pub fn remove_flow(&mut self, flow: &Flow) {
+        let gone = self.flows.remove(&flow.to_bytes()).is_ok();
+        tracing::trace!(gone, "flow withdrawn");
+    }
+
+    /// Takes an IPv4 route back.
+    pub fn remove_route4(&mut self, destination: [u8; 4]) {
+        let gone = self.routes4.remove(&destination).is_ok();
+        tracing::trace!(gone, "IPv4 route withdrawn");
+    }
+
+    /// Takes an IPv6 route back.
+    pub fn remove_route6(&mut self, destination: &Address) {
+        let gone = self.routes6.remove(destination).is_ok();
+        tracing::trace!(gone, "IPv6 route withdrawn");
     }
 
     /// What a slot counted, summed over the CPUs.
@@ -241,7 +312,7 @@ fn address(ip: std::net::IpAddr) -> Address {
 /// The name an interface has now.
 pub fn interface_name(index: u32) -> anyhow::Result<String> {
     let name = if_indextoname(index).with_context(|| format!("no interface with index {index}"))?;
-    let name = name.into_string().context("an interface's name that is no text")?;
+    let name = name.into_string().ok().context("an interface's name that is no text")?;
     // The crate takes the null pointer of a missing interface for an empty name.
     ensure!(!name.is_empty(), "no interface with index {index}");
     Ok(name)

@@ -28,7 +28,7 @@ pub fn checks(config: &DaemonConfig, running: Option<&Running>) -> Vec<Check> {
     let name = format!("tincan{}", std::process::id());
     let made = Tap::create(&name);
     let segments_udp = made.as_ref().ok().map(Tap::segments_udp);
-    let engine = engine(config.fast_path, made.is_ok().then_some(&*name));
+    let engine = engine(config.fast_path, made.as_ref().ok());
     let tap = match made {
         Ok(made) => {
             drop(made);
@@ -52,7 +52,7 @@ fn configured_tap(name: &str, running: Option<&Running>) -> Check {
         Some(_) | None if exists => Check::problem(
             TAP,
             format!("a network device {name} exists already and is no running daemon's"),
-            "choose another name by --tap, or remove it (ip link del); if a daemon with another --socket made it, name that",
+            "remove what a dead daemon left (tincan cleanup), or choose another name by --tap; if a daemon with another --socket made it, name that",
         ),
         Some(_) | None => Check::ok(TAP, format!("TAPs can be made, and the name {name} is free")),
     }
@@ -87,12 +87,12 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Loads the programs, and attaches them to `tap` where there is one.
-fn engine(fast_path: FastPath, tap: Option<&str>) -> Check {
+fn engine(fast_path: FastPath, tap: Option<&Tap>) -> Check {
     if fast_path == FastPath::Off {
         return Check::skipped(ENGINE, "switched off (fast-path off)", "");
     }
     let loaded = KernelEngine::load().and_then(|mut engine| {
-        tap.map_or(Ok(()), |tap| engine.attach_tap(tap))?;
+        tap.map_or(Ok(()), |tap| engine.attach_tap(tap.index()))?;
         engine.reports()
     });
     match loaded {

@@ -18,6 +18,7 @@ const RULES: [Rule; 5] = [
             "crate::dataplane",
             "crate::daemon",
             "crate::dtls",
+            "crate::cleanup",
             "crate::cli",
             "crate::client",
             "crate::config",
@@ -34,6 +35,7 @@ const RULES: [Rule; 5] = [
             "crate::dataplane",
             "crate::daemon",
             "crate::dtls",
+            "crate::cleanup",
             "crate::cli",
             "crate::client",
             "crate::config",
@@ -47,10 +49,13 @@ const RULES: [Rule; 5] = [
     },
     Rule {
         layer: &["tincan/src/edge", "tincan/src/dataplane", "tincan/src/dtls"],
-        forbidden: &["crate::node", "crate::daemon", "crate::cli", "crate::client", "crate::doctor"],
+        forbidden: &["crate::node", "crate::daemon", "crate::cleanup", "crate::cli", "crate::client", "crate::doctor"],
     },
-    // It looks at the edges one by one, and has no part in what the daemon makes of them.
-    Rule { layer: &["tincan/src/doctor"], forbidden: &["crate::node", "crate::daemon", "crate::cli"] },
+    // They look at the edges one by one, and have no part in what the daemon makes of them.
+    Rule {
+        layer: &["tincan/src/doctor", "tincan/src/cleanup.rs"],
+        forbidden: &["crate::node", "crate::daemon", "crate::cli"],
+    },
     Rule {
         layer: &["tincan/src/cli", "tincan/src/client.rs"],
         forbidden: &["crate::node", "crate::edge", "crate::dataplane"],

@@ -3,19 +3,29 @@
 //! A link has entries while it forwards, both tags and both inner addresses of its peer are known, its path is direct,
 //! and the underlay's route to the peer is an Ethernet one. The receiver's entry comes first; a withdrawn link goes on in
 //! user space with the next frame.
+//!
+//! What a daemon before left in pinned maps stays until a link of this daemon replaces it, receiver first, or until that
+//! daemon's lease ends: so its end is no later for a crash in between. Only then is the lease renewed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use nix::time::{ClockId, clock_gettime};
 use tincan_common::entries::{Flow, MAX_SLOTS, Receiver, Sender, Settings};
 use tincan_common::frame::HEADER_LEN;
 
+use super::adopted::{Adopted, AdoptedFlow, Group};
 use super::{KernelEngine, address};
 use crate::dataplane::table::Local;
 use crate::dataplane::too_big::longest_frame;
 use crate::link::{LinkId, Path, Traffic, UnderlayRoute};
 use crate::wire::uid::Uid;
+
+/// How long before a lease's end it is settled whether it is renewed: longer than the pause between two looks of the
+/// daemon.
+const LEASE_MARGIN: Duration = Duration::from_secs(3);
 
 /// Entries of one link in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +50,22 @@ struct PlainLink {
     installed: Option<Installed>,
 }
 
+/// Ports of the daemon before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdoptedPorts {
+    /// The plain port as peers know it.
+    pub plain: u16,
+    /// A VXLAN device held it; the socket had another.
+    pub is_held: bool,
+    /// Mark of what went through a helper device.
+    pub mark: u32,
+}
+
 /// See the module's head.
 pub struct Forwarder {
     engine: KernelEngine,
     settings: Settings,
+    has_ports: bool,
     local: Option<Local>,
     peers: HashMap<Uid, (Ipv4Addr, Ipv6Addr)>,
     links: BTreeMap<LinkId, PlainLink>,
@@ -53,29 +75,111 @@ pub struct Forwarder {
     due: BTreeSet<LinkId>,
     /// The near end of the merging veth, and the uplinks that do not merge themselves.
     merger: Option<(u32, BTreeSet<u32>)>,
+    /// How long entries outlive the last sign of this daemon.
+    lease: Duration,
+    /// Entries of the daemon before that no link of this one has replaced.
+    adopted: Adopted,
 }
 
 impl Forwarder {
-    /// With programs that are attached to the TAP already.
-    #[must_use]
-    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6]) -> Self {
-        let settings = Settings { tap_index, tap_mac, ..Settings::default() };
-        Self {
+    /// With programs that are attached to the TAP already. Entries in their maps are adopted if they are for this TAP and
+    /// their lease has not ended, and removed otherwise.
+    pub fn new(engine: KernelEngine, tap_index: u32, tap_mac: [u8; 6], lease: Duration) -> anyhow::Result<Self> {
+        let before = engine.settings()?;
+        let adopted = engine.entries()?;
+        let goes_on = before.tap_index == tap_index
+            && before.tap_mac == tap_mac
+            && engine.lease_end()? > monotonic(Duration::ZERO)?;
+        let fresh = Settings { tap_index, tap_mac, ..Settings::default() };
+        let mut forwarder = Self {
             engine,
-            settings,
+            settings: if goes_on { before } else { fresh },
+            has_ports: false,
             local: None,
             peers: HashMap::new(),
             links: BTreeMap::new(),
             by_uid: HashMap::new(),
-            free_slots: (0..MAX_SLOTS).rev().collect(),
+            free_slots: (0..MAX_SLOTS).rev().filter(|slot| !adopted.has_slot(*slot)).collect(),
             due: BTreeSet::new(),
             merger: None,
+            lease,
+            adopted,
+        };
+        if !goes_on {
+            forwarder.engine.configure(&Settings::default())?;
+            forwarder.forget_unclaimed();
+        }
+        forwarder.renew_lease()?;
+        Ok(forwarder)
+    }
+
+    /// Says that the daemon lives. While there are entries that no link has claimed, the lease of the daemon before runs on.
+    pub fn renew_lease(&mut self) -> anyhow::Result<()> {
+        if !self.adopted.is_empty() {
+            if self.engine.lease_end()? > monotonic(LEASE_MARGIN)? {
+                return Ok(());
+            }
+            self.forget_unclaimed();
+        }
+        self.engine.set_lease_end(monotonic(self.lease)?)
+    }
+
+    /// Leaves everything in the kernel when this is dropped, for as long as the lease is. False where nothing can stay.
+    pub fn leave(&mut self) -> bool {
+        let stays = self.engine.is_pinned() && self.renew_lease().is_ok();
+        self.engine.set_staying(stays);
+        stays
+    }
+
+    /// The flows of the daemon before that no link has claimed, each with what tells which link it was.
+    #[must_use]
+    pub fn adopted_flows(&self) -> Vec<AdoptedFlow> {
+        self.adopted.flows()
+    }
+
+    /// Removes what no link has claimed.
+    pub fn forget_unclaimed(&mut self) {
+        let groups = self.adopted.take_all();
+        if !groups.is_empty() {
+            tracing::info!(links = groups.len(), "entries of the daemon before that nobody claimed are removed");
+        }
+        self.remove_groups(groups, None);
+    }
+
+    /// Removes adopted entries, except those that now stand for a link.
+    fn remove_groups(&mut self, groups: Vec<(u32, Group)>, replaced: Option<&Installed>) {
+        for (slot, group) in groups {
+            for (flow, _) in group.flows.iter().filter(|(flow, _)| replaced.is_none_or(|new| new.flow != *flow)) {
+                self.engine.remove_flow(flow);
+            }
+            for (to, _) in group.routes4.iter().filter(|(to, _)| replaced.is_none_or(|new| new.destination4 != *to)) {
+                self.engine.remove_route4(*to);
+            }
+            for (to, _) in group.routes6.iter().filter(|(to, _)| replaced.is_none_or(|new| new.destination6 != *to)) {
+                self.engine.remove_route6(to);
+            }
+            if group.is_free() && slot < MAX_SLOTS {
+                self.free_slots.push(slot);
+            }
         }
     }
 
+    /// What the daemon before had, where its entries are gone on with; `None` after [`Forwarder::set_ports`] too.
+    #[must_use]
+    pub fn adopted_ports(&self) -> Option<AdoptedPorts> {
+        let Settings { plain_port, socket_port, mark, .. } = self.settings;
+        let is_held = plain_port != socket_port;
+        let plain = u16::from_be_bytes(plain_port);
+        (plain != 0 && !self.has_ports).then_some(AdoptedPorts { plain, is_held, mark })
+    }
+
     /// The plain port as peers know it, the one of user space's socket, and the mark of what went through a helper device (0
-    /// without one).
+    /// without one). Adopted entries are for the port of before: with another they go.
     pub fn set_ports(&mut self, plain: u16, socket: u16, mark: u32) -> anyhow::Result<()> {
+        if self.settings.plain_port != plain.to_be_bytes() {
+            self.forget_unclaimed();
+        }
+        self.has_ports = true;
         self.settings.plain_port = plain.to_be_bytes();
         self.settings.socket_port = socket.to_be_bytes();
         self.settings.mark = mark;
@@ -103,6 +207,12 @@ impl Forwarder {
         }
     }
 
+    /// Whether the guard is on a device, also from a daemon before.
+    #[must_use]
+    pub fn is_guarded(&self, index: u32) -> bool {
+        self.engine.is_guarded(index)
+    }
+
     /// A device through which checked frames come back to the TAP.
     pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
         self.engine.attach_helper(index)
@@ -112,9 +222,14 @@ impl Forwarder {
     pub fn set_local(&mut self, local: Local) -> anyhow::Result<()> {
         let prefix = u32::from(local.router_prefix.min(32));
         let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+        let before = self.settings;
         self.settings.router_mask = mask.to_be_bytes();
         self.settings.own_ip4 = local.ip4.octets();
         self.settings.own_ip6 = local.ip6.octets();
+        if self.settings != before {
+            // Another node than the daemon before was: nothing of that one is its own.
+            self.forget_unclaimed();
+        }
         self.engine.configure(&self.settings)?;
         self.local = Some(local);
         self.due.extend(self.links.keys());
@@ -131,13 +246,14 @@ impl Forwarder {
     pub fn unmap_peer(&mut self, uid: Uid) {
         self.peers.remove(&uid);
         if let Some(link) = self.by_uid.get(&uid).copied() {
-            self.withdraw(link);
+            self.withdraw_all(link);
         }
     }
 
     /// A plain link exists. Beyond the number of slots links stay in user space.
     pub fn add_link(&mut self, link: LinkId, uid: Uid, receive_tag: u32) {
-        let Some(slot) = self.free_slots.pop() else { return };
+        let claimed = self.adopted.claim_slot(link, receive_tag);
+        let Some(slot) = claimed.or_else(|| self.free_slots.pop()) else { return };
         let counted_before = self.engine.traffic(slot).unwrap_or_default();
         let (send_tag, path, forwarding, installed) = (None, None, false, None);
         let entry = PlainLink { uid, slot, counted_before, receive_tag, send_tag, path, forwarding, installed };
@@ -161,14 +277,14 @@ impl Forwarder {
     /// Whether frames may flow.
     pub fn set_forwarding(&mut self, link: LinkId, enabled: bool) {
         if !enabled {
-            self.withdraw(link);
+            self.withdraw_all(link);
         }
         self.change(link, |entry| entry.forwarding = enabled);
     }
 
     /// The link is gone.
     pub fn remove_link(&mut self, link: LinkId) {
-        self.withdraw(link);
+        self.withdraw_all(link);
         self.due.remove(&link);
         if let Some(entry) = self.links.remove(&link) {
             self.by_uid.remove(&entry.uid);
@@ -196,7 +312,7 @@ impl Forwarder {
         let result = route.and_then(|route| self.install(link, &route));
         if let Err(error) = result {
             tracing::debug!(%link, "user space carries this plain link: {error:#}");
-            self.withdraw(link);
+            self.withdraw_all(link);
         }
     }
 
@@ -240,14 +356,25 @@ impl Forwarder {
         self.engine.set_flow(&flow, &receiver)?;
         self.engine.set_route4(destination4, &sender)?;
         self.engine.set_route6(destination6, &sender)?;
+        let replaced = self.adopted.take_replaced(link, &flow, destination4, &destination6);
+        self.remove_groups(replaced, Some(&wanted));
         tracing::info!(%link, "the kernel forwards this plain link");
         Ok(())
     }
 
     fn withdraw(&mut self, link: LinkId) {
         let Some(installed) = self.links.get_mut(&link).and_then(|entry| entry.installed.take()) else { return };
-        self.engine.remove(installed.destination4, &installed.destination6, &installed.flow);
+        self.engine.remove_route4(installed.destination4);
+        self.engine.remove_route6(&installed.destination6);
+        self.engine.remove_flow(&installed.flow);
         tracing::debug!(%link, "user space forwards this plain link again");
+    }
+
+    /// The same with what the link claimed of the daemon before and has not replaced yet.
+    fn withdraw_all(&mut self, link: LinkId) {
+        self.withdraw(link);
+        let claimed = self.adopted.take_of(link);
+        self.remove_groups(claimed, None);
     }
 
     /// Whether the kernel forwards a link.
@@ -278,6 +405,12 @@ impl Forwarder {
         self.engine.verdicts().unwrap_or_default()
     }
 
+    /// Where a link is counted.
+    #[cfg(test)]
+    pub fn slot(&self, link: LinkId) -> Option<u32> {
+        self.links.get(&link).map(|entry| entry.slot)
+    }
+
     fn cut(&self, ip4: Ipv4Addr) -> [u8; 4] {
         let (octets, mask) = (ip4.octets(), self.settings.router_mask);
         tincan_common::inner::masked(octets, mask)
@@ -295,4 +428,10 @@ impl Forwarder {
             change(entry);
         }
     }
+}
+
+/// A time from now, nanoseconds of the clock that the programs read.
+fn monotonic(ahead: Duration) -> anyhow::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?;
+    u64::try_from((Duration::from(now) + ahead).as_nanos()).context("a clock out of range")
 }

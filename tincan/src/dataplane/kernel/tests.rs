@@ -1,8 +1,11 @@
 //! The programs in this machine's kernel: tables of frames through them (`BPF_PROG_TEST_RUN`), and real interfaces.
 
+mod cleanup;
 mod driver;
 mod frames;
 mod interfaces;
+mod lease;
+mod lifetimes;
 mod ports;
 mod tables;
 
@@ -65,6 +68,7 @@ fn linked(underlay: Underlay) -> KernelEngine {
         own_ip6: OWN6,
     };
     engine.configure(&settings).unwrap();
+    engine.set_lease_end(u64::MAX).unwrap();
     let sender = Sender {
         uplink: UPLINK,
         slot: SLOT,

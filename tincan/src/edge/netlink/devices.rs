@@ -6,8 +6,9 @@
 use std::io;
 
 use anyhow::{Context, anyhow, ensure};
+use futures_util::TryStreamExt;
 use nix::errno::Errno;
-use rtnetlink::packet_route::link::{InfoVxlan, LinkAttribute, LinkFlags};
+use rtnetlink::packet_route::link::{InfoVxlan, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::{Netlink, errno, explain};
@@ -20,6 +21,15 @@ const ALIAS: &str = "tincan helper of ";
 pub struct Device {
     pub index: u32,
     pub is_up: bool,
+}
+
+/// A device that some daemon made beside its TAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Helper {
+    pub index: u32,
+    pub name: String,
+    /// The TAP of the daemon that made it.
+    pub tap: String,
 }
 
 /// Why a device does not come up.
@@ -42,6 +52,19 @@ impl Netlink {
             link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfAlias(text) if *text == alias));
         ensure!(is_ours, "there is an interface {name} already that is not ours: rename or remove it");
         Ok(Some(Device { index: link.header.index, is_up: link.header.flags.contains(LinkFlags::Up) }))
+    }
+
+    /// Every helper device in this network namespace.
+    pub async fn helpers(&self) -> anyhow::Result<Vec<Helper>> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| explain(&error, "cannot list the interfaces"))?;
+        Ok(links.iter().filter_map(helper).collect())
     }
 
     /// Makes a VXLAN device for UDP port `port`, down, for any VNI and both outer families; returns its index.
@@ -108,6 +131,19 @@ impl Netlink {
 
 fn making(name: &str) -> String {
     format!("cannot make the helper device {name}")
+}
+
+fn helper(link: &LinkMessage) -> Option<Helper> {
+    let mut attributes = link.attributes.iter();
+    let tap = attributes.clone().find_map(|attribute| {
+        let LinkAttribute::IfAlias(alias) = attribute else { return None };
+        alias.strip_prefix(ALIAS).map(str::to_owned)
+    })?;
+    let name = attributes.find_map(|attribute| {
+        let LinkAttribute::IfName(name) = attribute else { return None };
+        Some(name.clone())
+    })?;
+    Some(Helper { index: link.header.index, name, tap })
 }
 
 fn alias(tap: &str) -> String {

@@ -8,18 +8,22 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
-fn enter_fresh_namespace() {
+pub fn enter_fresh_namespace() {
     assert!(geteuid().is_root(), "this test makes a network namespace: run it as root");
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
 }
 
+pub fn index_of(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap()
+}
+
 /// Waits until no program is there: a process another test just began may hold the engine's files for a moment.
-fn nothing_on(interface: &str, side: TcAttachType) {
+pub fn nothing_on(interface: &str, side: TcAttachType) {
     let start = Instant::now();
     while programs_on(interface, side) != [""; 0] {
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", programs_on(interface, side));
@@ -27,7 +31,7 @@ fn nothing_on(interface: &str, side: TcAttachType) {
     }
 }
 
-fn programs_on(interface: &str, side: TcAttachType) -> Vec<String> {
+pub fn programs_on(interface: &str, side: TcAttachType) -> Vec<String> {
     let (_, programs) = SchedClassifier::query_tcx(interface, side).unwrap();
     programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
 }
@@ -37,14 +41,14 @@ fn programs_are_attached_once_and_go_with_the_engine() {
     enter_fresh_namespace();
     ip("link add near type veth peer name far");
     let mut engine = engine();
-    engine.attach_tap("near").unwrap();
-    let index = if_nametoindex("far").unwrap();
+    engine.attach_tap(index_of("near")).unwrap();
+    let index = index_of("far");
     engine.attach_uplink(index).unwrap();
     engine.attach_uplink(index).unwrap();
     assert_eq!(programs_on("near", TcAttachType::Egress), [TAP_EGRESS]);
     assert_eq!(programs_on("far", TcAttachType::Ingress), [UPLINK_INGRESS, PORT_INGRESS]);
     assert_eq!(programs_on("far", TcAttachType::Egress), [PORT_EGRESS]);
-    engine.attach_helper(if_nametoindex("near").unwrap()).unwrap();
+    engine.attach_helper(index_of("near")).unwrap();
     assert_eq!(programs_on("near", TcAttachType::Ingress), [CHECKED_INGRESS]);
     drop(engine);
     nothing_on("near", TcAttachType::Ingress);
@@ -58,10 +62,10 @@ fn a_foreign_program_stays_where_it_is() {
     enter_fresh_namespace();
     ip("link add near type veth peer name far");
     let (mut foreign, mut own) = (engine(), engine());
-    foreign.attach_tap("near").unwrap();
+    foreign.attach_tap(index_of("near")).unwrap();
     let ids = || SchedClassifier::query_tcx("near", TcAttachType::Egress).unwrap().1;
     let before = ids()[0].id();
-    own.attach_tap("near").unwrap();
+    own.attach_tap(index_of("near")).unwrap();
     assert_eq!((ids().len(), ids()[0].id()), (2, before));
     let start = Instant::now();
     drop(own);
@@ -76,7 +80,7 @@ fn a_foreign_program_stays_where_it_is() {
 fn the_loopback_device_is_refused_under_any_name() {
     enter_fresh_namespace();
     ip("link set lo name innocent");
-    let error = engine().attach_tap("innocent").unwrap_err().to_string();
+    let error = engine().attach_tap(index_of("innocent")).unwrap_err().to_string();
     assert!(error.contains("loopback"), "{error}");
     let error = engine().attach_uplink(LOOPBACK_INDEX).unwrap_err().to_string();
     assert!(error.contains("loopback"), "{error}");
@@ -85,8 +89,6 @@ fn the_loopback_device_is_refused_under_any_name() {
 #[test]
 fn an_unknown_interface_is_named_in_the_error() {
     enter_fresh_namespace();
-    let error = engine().attach_tap("nowhere").unwrap_err().to_string();
-    assert!(error.contains("nowhere"), "{error}");
     let error = engine().attach_uplink(77).unwrap_err().to_string();
     assert!(error.contains("77"), "{error}");
 }

@@ -9,8 +9,8 @@ use super::frames::{OWN4, PEER4, datagram, frame4, frame6, tagged, tcp, udp_pack
 use super::*;
 
 /// The port of user space's socket.
-const SOCKET_PORT: u16 = 51_003;
-const MARK: u32 = 0x1234_5679;
+pub const SOCKET_PORT: u16 = 51_003;
+pub const MARK: u32 = 0x1234_5679;
 /// `TC_ACT_SHOT`.
 const DROP: u32 = 2;
 /// Offsets in `struct __sk_buff` (`linux/bpf.h`), and the structure's size.
