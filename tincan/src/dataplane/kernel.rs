@@ -12,11 +12,12 @@ mod object;
 pub mod pins;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::links::PinnedLink;
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use nix::net::if_::if_indextoname;
 use tincan_common::entries::{
@@ -285,6 +286,19 @@ impl KernelEngine {
             Ok((verdict.name(), per_cpu.iter().sum()))
         };
         KernelVerdict::ALL.into_iter().map(read).collect()
+    }
+
+    /// How long a TC program takes for one frame in the kernel's own test run (`BPF_PROG_TEST_RUN`): the median of `runs`.
+    pub fn time_of(&mut self, name: &str, frame: &[u8], runs: usize) -> anyhow::Result<Duration> {
+        let mut times = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            let mut options = TestRunOptions::new();
+            options.data_in = Some(frame);
+            let run = program(&mut self.ebpf, name)?.test_run(options);
+            times.push(run.with_context(|| format!("the test run of {name}"))?.duration);
+        }
+        times.sort_unstable();
+        times.get(runs / 2).copied().context("a median needs a run")
     }
 
     /// The size of each program that is loaded as the verifier and the compiler of this kernel saw it.

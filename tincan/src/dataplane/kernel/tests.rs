@@ -1,11 +1,13 @@
 //! The programs in this machine's kernel: tables of frames through them (`BPF_PROG_TEST_RUN`), and real interfaces.
 
 mod cleanup;
+mod comparison;
 mod driver;
 mod frames;
 mod interfaces;
 mod lease;
 mod lifetimes;
+mod model;
 mod ports;
 mod tables;
 

@@ -12,7 +12,7 @@ use super::*;
 pub const SOCKET_PORT: u16 = 51_003;
 pub const MARK: u32 = 0x1234_5679;
 /// `TC_ACT_SHOT`.
-const DROP: u32 = 2;
+pub const DROP: u32 = 2;
 /// Offsets in `struct __sk_buff` (`linux/bpf.h`), and the structure's size.
 const SKB_MARK: usize = 8;
 const SKB_GSO_SEGS: usize = 164;
