@@ -227,6 +227,11 @@ impl Attached {
 
     /// The programs are where they belong, and the helper devices are well.
     async fn tend(&mut self, netlink: &Netlink) {
+        match self.forwarder.mend() {
+            Ok(again) if again.is_empty() => {}
+            Ok(again) => tracing::warn!(programs = ?again, "somebody took programs away; they are attached again"),
+            Err(error) => tracing::warn!("somebody took programs away: {error:#}"),
+        }
         if let Ok(merging) = &mut self.merging {
             merging.mend(netlink, &mut self.forwarder).await;
         }

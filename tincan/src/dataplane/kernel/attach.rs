@@ -98,6 +98,50 @@ impl KernelEngine {
         Ok(())
     }
 
+    /// Attaches again what somebody took away, and forgets interfaces that are gone; returns what it was, for a person.
+    pub fn mend(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for (name, index) in self.attached.keys().copied().collect::<Vec<_>>() {
+            let Ok(interface) = interface_name(index) else {
+                self.forget(name, index);
+                continue;
+            };
+            if !self.is_on(name, &interface)? {
+                missing.push((name, index, interface));
+            }
+        }
+        // An uplink's programs have an order: all of them are attached again. Unpinned ones that are there stay.
+        for (name, index, _) in &missing {
+            let is_uplinks = UPLINK_PROGRAMS.contains(name) && self.pins.is_some();
+            let again: &[&'static str] = if is_uplinks { self.uplink_programs() } else { &[*name] };
+            for name in again {
+                self.forget(name, *index);
+            }
+            again.iter().try_for_each(|name| self.attach(name, *index))?;
+        }
+        Ok(missing.into_iter().map(|(name, _, interface)| format!("{name} of {interface}")).collect())
+    }
+
+    fn is_on(&mut self, name: &'static str, interface: &str) -> anyhow::Result<bool> {
+        let own = program(&mut self.ebpf, name)?.info()?.id();
+        let (_, found) = SchedClassifier::query_tcx(interface, side_of(name)?)
+            .with_context(|| format!("list the programs on {interface}"))?;
+        Ok(found.iter().any(|info| info.id() == own))
+    }
+
+    /// Lets go of a pinned link, which ends it.
+    fn forget(&mut self, name: &'static str, index: u32) {
+        let Some(link) = self.attached.remove(&(name, index)) else { return };
+        let pin = self.pins.as_ref().map(|pins| pins.link(name, index));
+        if let Some(pin) = pin
+            && let Err(error) = fs::remove_file(&pin)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::debug!(pin = %pin.display(), %error, "a pin stays");
+        }
+        drop(link);
+    }
+
     /// Puts the own programs in place of those that a daemon before left on the pinned links.
     pub(super) fn adopt_links(&mut self) -> anyhow::Result<()> {
         let wanted = self.uplink_programs();

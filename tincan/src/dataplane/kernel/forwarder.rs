@@ -213,6 +213,11 @@ impl Forwarder {
         self.engine.is_guarded(index)
     }
 
+    /// See [`KernelEngine::mend`].
+    pub fn mend(&mut self) -> anyhow::Result<Vec<String>> {
+        self.engine.mend()
+    }
+
     /// A device through which checked frames come back to the TAP.
     pub fn attach_helper(&mut self, index: u32) -> anyhow::Result<()> {
         self.engine.attach_helper(index)

@@ -63,6 +63,31 @@ fn settings() -> Settings {
     }
 }
 
+#[test]
+fn what_somebody_took_away_is_attached_again_in_order_and_the_rest_stays() {
+    let place = enter_place();
+    let mut engine = pinned(&place);
+    assert_eq!(engine.mend().unwrap(), [""; 0]);
+    let before = link_ids(&place);
+    // As `bpftool link detach`: the link is gone, the daemon still holds what was its pin.
+    let taken = engine.attached.get_mut(&(UPLINK_INGRESS, index_of(FAR))).unwrap().take();
+    fs::remove_file(place.layout().join(format!("{UPLINK_INGRESS}-{}", index_of(FAR)))).unwrap();
+    drop(taken);
+    let start = std::time::Instant::now();
+    while programs_on(FAR, TcAttachType::Ingress).contains(&UPLINK_INGRESS.to_owned()) {
+        assert!(start.elapsed() < Duration::from_secs(5), "the link did not go");
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.mend().unwrap(), ["uplink_ingress of far"]);
+    assert_eq!(programs_on(FAR, TcAttachType::Ingress)[..], [UPLINK_INGRESS, PORT_INGRESS]);
+    assert_eq!(engine.mend().unwrap(), [""; 0]);
+    let tap_link = |ids: &[(String, u32)]| ids.iter().find(|(name, _)| name.starts_with(TAP_EGRESS)).cloned();
+    assert_eq!(tap_link(&link_ids(&place)), tap_link(&before), "the TAP's link was not touched");
+    ip("link del far");
+    assert_eq!(engine.mend().unwrap(), [""; 0], "an interface that is gone is no loss");
+    assert!(engine.attached.is_empty());
+}
+
 /// The ids of the pinned links, by name.
 fn link_ids(place: &Place) -> Vec<(String, u32)> {
     let directory = place.layout();
