@@ -39,6 +39,9 @@ use crate::edge::netlink::Netlink;
 use crate::ice::{IceCommand, IceEvent};
 use crate::link::{FlowKey, LinkId};
 
+/// Pauses before the interfaces are looked at again.
+const SECOND_LOOKS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(80)];
+
 /// Datagrams waiting for the edge: some 20 ms of a flood that the edge keeps up with.
 const DATAGRAM_QUEUE: usize = 4096;
 /// Messages of agents waiting for the edge.
@@ -193,7 +196,7 @@ impl Hands {
 /// Looks up interfaces and server names, all at once.
 async fn survey(interfaces: &Interfaces, request: SurveyRequest) -> Survey {
     let SurveyRequest { link: _, stun, turn } = request;
-    let (hosts, stun, turn) = tokio::join!(list_interfaces(interfaces), resolve("STUN", stun), resolve("TURN", turn));
+    let (hosts, stun, turn) = tokio::join!(find_interfaces(interfaces), resolve("STUN", stun), resolve("TURN", turn));
     let mut survey = Survey::default();
     match hosts {
         Ok(hosts) => survey.hosts = hosts,
@@ -206,6 +209,19 @@ async fn survey(interfaces: &Interfaces, request: SurveyRequest) -> Survey {
         }
     }
     survey
+}
+
+/// A host without any address may just be changing them: it is looked at again after a moment.
+async fn find_interfaces(interfaces: &Interfaces) -> anyhow::Result<Vec<HostAddress>> {
+    for pause in SECOND_LOOKS {
+        match list_interfaces(interfaces).await {
+            Ok(hosts) if !hosts.is_empty() => return Ok(hosts),
+            Ok(_) => tracing::debug!("no usable address; looking again"),
+            Err(error) => tracing::info!("the interfaces could not be listed, trying again: {error:#}"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+    list_interfaces(interfaces).await
 }
 
 async fn list_interfaces(interfaces: &Interfaces) -> anyhow::Result<Vec<HostAddress>> {
