@@ -36,6 +36,8 @@ pub enum Design {
     Kernel,
     /// A plain link in the user-space engine.
     User,
+    /// The bare veth again, where daemons with a link in the kernel engine have their programs: traffic that is not theirs.
+    Beside,
 }
 
 impl Design {
@@ -47,6 +49,7 @@ impl Design {
             Self::Vxlan => "vxlan",
             Self::Kernel => "tincan_kernel",
             Self::User => "tincan_user",
+            Self::Beside => "beside_tincan",
         }
     }
 }

@@ -10,6 +10,10 @@ pub const IPV6: [u8; 2] = [0x86, 0xdd];
 pub const IPV4_LEN: usize = 20;
 /// IPv6 header without extensions.
 pub const IPV6_LEN: usize = 40;
+/// Where the protocol stands in an IPv4 header, and the next header in an IPv6 one.
+pub const IPV4_PROTOCOL_AT: usize = 9;
+/// See [`IPV4_PROTOCOL_AT`].
+pub const IPV6_NEXT_HEADER_AT: usize = 6;
 /// IPv6 fragment header.
 pub const IPV6_FRAGMENT_LEN: usize = 8;
 /// UDP header.

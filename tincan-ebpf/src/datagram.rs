@@ -2,7 +2,9 @@
 
 use tincan_common::entries::{self, Flow, Receiver, SettingsInMap};
 use tincan_common::frame::{ETHERNET_LEN, HEADER_LEN};
-use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_LEN, UDP, UDP_LEN};
+use tincan_common::inner::{
+    self, IPV4, IPV4_LEN, IPV4_PROTOCOL_AT, IPV6, IPV6_FRAGMENT, IPV6_LEN, IPV6_NEXT_HEADER_AT, UDP, UDP_LEN,
+};
 use tincan_common::kernel_verdict::KernelVerdict;
 
 use crate::maps;
@@ -31,6 +33,31 @@ pub struct Admitted {
     pub protocol: u8,
     /// Bytes of the frame.
     pub len: u32,
+}
+
+/// Where the UDP header's ports stand from its beginning.
+pub const SOURCE_PORT: usize = 0;
+pub const DESTINATION_PORT: usize = 2;
+
+/// Whether a packet may have `port` at `PORT` in its UDP header. Most packets of others end here, after a look at a few of
+/// their first bytes; those that do not are checked whole.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
+pub fn may_have_port<const PORT: usize>(packet: &impl Bytes, port: [u8; 2]) -> bool {
+    // A packet whose first bytes are elsewhere than its header is rare.
+    let Some(start) = packet.read::<PAYLOAD_AT_IPV4>(0) else { return true };
+    let udp_at_ipv4 = PAYLOAD_AT_IPV4 - UDP_LEN;
+    match [start[ETHERNET_LEN - 2], start[ETHERNET_LEN - 1]] {
+        IPV4 => {
+            start[ETHERNET_LEN + IPV4_PROTOCOL_AT] == UDP
+                && [start[udp_at_ipv4 + PORT], start[udp_at_ipv4 + PORT + 1]] == port
+        }
+        IPV6 => match start[ETHERNET_LEN + IPV6_NEXT_HEADER_AT] {
+            UDP => packet.read(PAYLOAD_AT_IPV6 - UDP_LEN + PORT).is_none_or(|found: [u8; 2]| found == port),
+            next => next == IPV6_FRAGMENT,
+        },
+        _ => false,
+    }
 }
 
 /// The ethertype of the outer packet; `None` for a frame too short for any datagram.

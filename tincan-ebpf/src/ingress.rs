@@ -10,7 +10,7 @@ use tincan_common::frame::HEADER_LEN;
 use tincan_common::inner::{IPV4, IPV6, TCP};
 use tincan_common::kernel_verdict::KernelVerdict;
 
-use crate::datagram::{self, Admitted, Outer, PAYLOAD_AT_IPV4, PAYLOAD_AT_IPV6};
+use crate::datagram::{self, Admitted, DESTINATION_PORT, Outer, PAYLOAD_AT_IPV4, PAYLOAD_AT_IPV6};
 use crate::packet::Facts;
 use crate::{maps, packet};
 
@@ -22,6 +22,9 @@ pub type Outcome = Option<Result<(i32, KernelVerdict), KernelVerdict>>;
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 pub fn deliver(context: &TcContext) -> Outcome {
     let settings = maps::settings()?;
+    if !datagram::may_have_port::<DESTINATION_PORT>(context, settings.plain_port()) {
+        return None;
+    }
     let facts = Facts::of(context);
     if facts.has_vlan {
         return None;

@@ -10,6 +10,7 @@ use tincan_common::entries::{self, Address, SettingsInMap};
 use tincan_common::frame::ETHERNET_LEN;
 use tincan_common::inner::{self, IPV4, IPV4_LEN, IPV6, IPV6_FRAGMENT, IPV6_FRAGMENT_LEN, IPV6_LEN, UDP, UDP_LEN};
 
+use crate::datagram::{self, DESTINATION_PORT, SOURCE_PORT};
 use crate::packet::{Bytes as _, Facts};
 use crate::{maps, packet};
 
@@ -17,9 +18,7 @@ use crate::{maps, packet};
 const UDP_AT_IPV4: usize = ETHERNET_LEN + IPV4_LEN;
 const UDP_AT_IPV6: usize = ETHERNET_LEN + IPV6_LEN;
 const UDP_AT_IPV6_FRAGMENT: usize = UDP_AT_IPV6 + IPV6_FRAGMENT_LEN;
-/// Places in the UDP header.
-const SOURCE: usize = 0;
-const DESTINATION: usize = 2;
+/// Where the checksum stands in the UDP header.
 const CHECKSUM: usize = 6;
 
 /// From the network to the socket: a packet to the plain port gets the socket's, unless it is for the VXLAN device.
@@ -29,7 +28,7 @@ pub fn to_socket(context: &TcContext) {
     if let Some(settings) = translated()
         && packet::mark(context) != settings.mark()
     {
-        replace::<DESTINATION>(context, settings.plain_port(), settings.socket_port());
+        replace::<DESTINATION_PORT>(context, settings.plain_port(), settings.socket_port());
     }
 }
 
@@ -38,7 +37,7 @@ pub fn to_socket(context: &TcContext) {
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 pub fn to_network(context: &TcContext) {
     if let Some(settings) = translated() {
-        replace::<SOURCE>(context, settings.socket_port(), settings.plain_port());
+        replace::<SOURCE_PORT>(context, settings.socket_port(), settings.plain_port());
     }
 }
 
@@ -53,6 +52,9 @@ fn translated() -> Option<SettingsInMap<'static>> {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 fn replace<const FIELD: usize>(context: &TcContext, from: [u8; 2], to: [u8; 2]) -> Option<()> {
+    if !datagram::may_have_port::<FIELD>(context, from) {
+        return None;
+    }
     let facts = &Facts::of(context);
     if facts.has_vlan || !context.make_readable(UDP_AT_IPV4 + UDP_LEN) {
         return None;
@@ -61,7 +63,7 @@ fn replace<const FIELD: usize>(context: &TcContext, from: [u8; 2], to: [u8; 2]) 
     match [high, low] {
         IPV4 => {
             let ip = inner::ipv4(&context.read(ETHERNET_LEN)?)?;
-            let own = entries::mapped(if FIELD == SOURCE { ip.source } else { ip.destination });
+            let own = entries::mapped(if FIELD == SOURCE_PORT { ip.source } else { ip.destination });
             if ip.protocol != UDP || !ip.is_first {
                 return None;
             }
@@ -72,7 +74,7 @@ fn replace<const FIELD: usize>(context: &TcContext, from: [u8; 2], to: [u8; 2]) 
                 return None;
             }
             let ip = inner::ipv6(&context.read(ETHERNET_LEN)?)?;
-            let own = if FIELD == SOURCE { ip.source } else { ip.destination };
+            let own = if FIELD == SOURCE_PORT { ip.source } else { ip.destination };
             match ip.next_header {
                 UDP => replace_at::<FIELD, UDP_AT_IPV6>(context, facts, &own, from, to),
                 IPV6_FRAGMENT => {

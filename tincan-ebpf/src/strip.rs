@@ -8,7 +8,7 @@ use tincan_common::frame::HEADER_LEN;
 use tincan_common::inner::{IPV4, IPV6};
 use tincan_common::kernel_verdict::KernelVerdict;
 
-use crate::datagram::{self, Outer, PAYLOAD_AT_IPV4, PAYLOAD_AT_IPV6};
+use crate::datagram::{self, DESTINATION_PORT, Outer, PAYLOAD_AT_IPV4, PAYLOAD_AT_IPV6};
 use crate::{maps, packet};
 
 /// The driver's action.
@@ -29,6 +29,9 @@ pub fn strip(context: &XdpContext) -> u32 {
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
 fn stripped(context: &XdpContext) -> Option<Result<(), KernelVerdict>> {
     let settings = maps::settings().filter(|settings| settings.mark() != 0)?;
+    if !datagram::may_have_port::<DESTINATION_PORT>(context, settings.plain_port()) {
+        return None;
+    }
     match datagram::outer_type(context)? {
         IPV4 => {
             let outer = datagram::outer4(context, settings)?;

@@ -84,7 +84,7 @@ fn packet(source: [u8; 4], destination: [u8; 4], protocol: u8, payload: &[u8]) -
 }
 
 /// What is timed: a sentence, the program, the frame.
-fn frames() -> [(&'static str, &'static str, Vec<u8>); 5] {
+fn frames() -> [(&'static str, &'static str, Vec<u8>); 7] {
     let out = packet(INNER_OWN, INNER_PEER, 17, &[1; 966]);
     let nobodys = packet(INNER_OWN, [10, 9, 8, 7], 17, &[1; 966]);
     let inside = [&frame::header(TAG)[..], &packet(INNER_PEER, INNER_OWN, 17, &[1; 966])].concat();
@@ -96,7 +96,9 @@ fn frames() -> [(&'static str, &'static str, Vec<u8>); 5] {
         ("tap_egress, passed to user space", "tap_egress", nobodys),
         ("uplink_ingress, delivered", "uplink_ingress", datagram),
         ("uplink_ingress, unrelated traffic", "uplink_ingress", unrelated.clone()),
-        ("port_ingress, unrelated traffic", "port_ingress", unrelated),
+        ("port_ingress, unrelated traffic", "port_ingress", unrelated.clone()),
+        ("port_egress, unrelated traffic", "port_egress", unrelated.clone()),
+        ("the test run itself, nearly", "stripped_ingress", unrelated),
     ]
 }
 

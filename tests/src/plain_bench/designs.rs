@@ -14,6 +14,9 @@ use crate::wait;
 
 /// MTU of what is inside a tunnel over an underlay of 1500 (VXLAN over IPv4 takes 50 bytes).
 const INNER_MTU: u32 = 1450;
+/// The far host's addresses.
+const UNDERLAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const OVERLAY: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 const SOON: Duration = Duration::from_secs(15);
 
 /// Two hosts and a cable.
@@ -115,7 +118,9 @@ impl Bench {
         } else {
             None
         };
-        let kernel = wants(Design::Kernel).then(|| Linked::new("kernel", "on", "kernel")).transpose()?;
+        let kernel = (wants(Design::Kernel) || wants(Design::Beside))
+            .then(|| Linked::new("kernel", "on", "kernel"))
+            .transpose()?;
         let user = wants(Design::User).then(|| Linked::new("user", "off", "user")).transpose()?;
         Ok(Self { plain, kernel, user })
     }
@@ -138,10 +143,11 @@ impl Bench {
     /// Where a design is measured.
     pub fn path(&self, design: Design) -> Result<Path<'_>> {
         let (hosts, target) = match design {
-            Design::Raw => (self.plain.as_ref(), Ipv4Addr::new(192, 0, 2, 2)),
+            Design::Raw => (self.plain.as_ref(), UNDERLAY),
             Design::Vxlan => (self.plain.as_ref(), Ipv4Addr::new(10, 7, 0, 2)),
-            Design::Kernel => (self.kernel.as_ref().map(|linked| &linked.hosts), Ipv4Addr::new(172, 16, 0, 2)),
-            Design::User => (self.user.as_ref().map(|linked| &linked.hosts), Ipv4Addr::new(172, 16, 0, 2)),
+            Design::Kernel => (self.kernel.as_ref().map(|linked| &linked.hosts), OVERLAY),
+            Design::User => (self.user.as_ref().map(|linked| &linked.hosts), OVERLAY),
+            Design::Beside => (self.kernel.as_ref().map(|linked| &linked.hosts), UNDERLAY),
         };
         let Hosts { near, far } = hosts.context("this design was not set up")?;
         Ok(Path { near, far, target: target.into() })
