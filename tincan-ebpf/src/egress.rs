@@ -121,19 +121,22 @@ fn encapsulate(context: &TcContext, sender: &Sender, ethernet: [u8; 14], len: u3
         let mut ip =
             [0x45, 0, len_high, len_low, 0, 0, flags, offset, HOP_LIMIT, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
         [ip[10], ip[11]] = inner::ipv4_checksum(&ip);
-        let mut headers = [0; IPV4_LEN + INSIDE];
-        headers[..IPV4_LEN].copy_from_slice(&ip);
-        headers[IPV4_LEN..].copy_from_slice(&inside(sender, ethernet, udp_len));
-        store(context, IPV4, &headers)
+        let mut headers = [0; ETHERNET_LEN + IPV4_LEN + INSIDE];
+        headers[..ETHERNET_LEN].copy_from_slice(&nobodys(IPV4));
+        headers[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN].copy_from_slice(&ip);
+        headers[ETHERNET_LEN + IPV4_LEN..].copy_from_slice(&inside(sender, ethernet, udp_len));
+        context.store(0, &headers, 0).map_err(|_| KernelVerdict::Broken)
     } else {
         make_room(context, IPV6_LEN + INSIDE, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)?;
         let [len_high, len_low] = udp_len.to_be_bytes();
-        let mut headers = [0; IPV6_LEN + INSIDE];
-        headers[..8].copy_from_slice(&[0x60, 0, 0, 0, len_high, len_low, UDP, HOP_LIMIT]);
-        headers[8..24].copy_from_slice(&sender.source);
-        headers[24..40].copy_from_slice(&sender.destination);
-        headers[IPV6_LEN..].copy_from_slice(&inside(sender, ethernet, udp_len));
-        store(context, IPV6, &headers)
+        let mut headers = [0; ETHERNET_LEN + IPV6_LEN + INSIDE];
+        headers[..ETHERNET_LEN].copy_from_slice(&nobodys(IPV6));
+        let (ip, inner) = headers[ETHERNET_LEN..].split_at_mut(IPV6_LEN);
+        ip[..8].copy_from_slice(&[0x60, 0, 0, 0, len_high, len_low, UDP, HOP_LIMIT]);
+        ip[8..24].copy_from_slice(&sender.source);
+        ip[24..].copy_from_slice(&sender.destination);
+        inner.copy_from_slice(&inside(sender, ethernet, udp_len));
+        context.store(0, &headers, 0).map_err(|_| KernelVerdict::Broken)
     }
 }
 
@@ -163,9 +166,7 @@ fn make_room(context: &TcContext, grows: usize, family: u32) -> Result<(), Kerne
 /// group's, which it would drop.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "one program, one function for the verifier")]
-fn store<const N: usize>(context: &TcContext, ethertype: [u8; 2], headers: &[u8; N]) -> Result<(), KernelVerdict> {
+const fn nobodys(ethertype: [u8; 2]) -> [u8; ETHERNET_LEN] {
     let [high, low] = ethertype;
-    let nobody: [u8; ETHERNET_LEN] = [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, high, low];
-    context.store(ETHERNET_LEN, headers, 0).map_err(|_| KernelVerdict::Broken)?;
-    context.store(0, &nobody, 0).map_err(|_| KernelVerdict::Broken)
+    [2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, high, low]
 }

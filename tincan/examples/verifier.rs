@@ -30,9 +30,10 @@ fn main() -> anyhow::Result<()> {
         let verified = report.verified_instructions.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
         println!("{:<20} {verified:>22} {:>19}", report.name, report.machine_code_bytes);
     }
-    println!("\n{:<44} {:>9}", "a frame of 1000 bytes in the test run", "ns");
+    let floor = floor(&mut engine)?;
+    println!("\n{:<52} {:>9}", format!("a frame of 1000 bytes, without the test run's {} ns", floor.as_nanos()), "ns");
     for (what, program, frame) in frames() {
-        println!("{what:<44} {:>9}", engine.time_of(program, &frame, RUNS)?.as_nanos());
+        println!("{what:<52} {:>9}", engine.time_of(program, &frame, RUNS)?.saturating_sub(floor).as_nanos());
     }
     scale(&mut engine)
 }
@@ -84,7 +85,7 @@ fn packet(source: [u8; 4], destination: [u8; 4], protocol: u8, payload: &[u8]) -
 }
 
 /// What is timed: a sentence, the program, the frame.
-fn frames() -> [(&'static str, &'static str, Vec<u8>); 7] {
+fn frames() -> [(&'static str, &'static str, Vec<u8>); 6] {
     let out = packet(INNER_OWN, INNER_PEER, 17, &[1; 966]);
     let nobodys = packet(INNER_OWN, [10, 9, 8, 7], 17, &[1; 966]);
     let inside = [&frame::header(TAG)[..], &packet(INNER_PEER, INNER_OWN, 17, &[1; 966])].concat();
@@ -97,9 +98,14 @@ fn frames() -> [(&'static str, &'static str, Vec<u8>); 7] {
         ("uplink_ingress, delivered", "uplink_ingress", datagram),
         ("uplink_ingress, unrelated traffic", "uplink_ingress", unrelated.clone()),
         ("port_ingress, unrelated traffic", "port_ingress", unrelated.clone()),
-        ("port_egress, unrelated traffic", "port_egress", unrelated.clone()),
-        ("the test run itself, nearly", "stripped_ingress", unrelated),
+        ("port_egress, unrelated traffic", "port_egress", unrelated),
     ]
+}
+
+/// What the test run itself takes: a program that gives every frame up after its first look at the settings.
+fn floor(engine: &mut KernelEngine) -> anyhow::Result<Duration> {
+    let [.., (_, _, frame)] = frames();
+    engine.time_of("stripped_ingress", &frame, RUNS)
 }
 
 /// What many entries cost: time to install, time for each frame against an engine with one link, memory.
@@ -118,7 +124,7 @@ fn scale(few: &mut KernelEngine) -> anyhow::Result<()> {
     }
     let memory = map_memory()?.saturating_sub(before);
     println!("memory of the maps with {ROUTES} IPv4 routes, {PEERS} IPv6 routes and {FLOWS} flows: {memory} bytes");
-    println!("\n{:<32} {:>9} {:>9} {:>7}", "ns for each frame, taking turns", "one link", "many", "ratio");
+    println!("\n{:<36} {:>9} {:>9} {:>7}", "ns for each, the test run's with it", "one link", "many", "ratio");
     for (what, program, frame) in frames() {
         let mut medians = [Vec::new(), Vec::new()];
         for _ in 0..ROUNDS {
@@ -127,7 +133,7 @@ fn scale(few: &mut KernelEngine) -> anyhow::Result<()> {
         }
         let [few, many] = medians.map(median);
         let ratio = many.as_secs_f64() / few.as_secs_f64();
-        println!("{what:<32} {:>9} {:>9} {ratio:>7.2}", few.as_nanos(), many.as_nanos());
+        println!("{what:<36} {:>9} {:>9} {ratio:>7.2}", few.as_nanos(), many.as_nanos());
     }
     Ok(())
 }

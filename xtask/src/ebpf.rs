@@ -1,5 +1,8 @@
 //! `ebpf`: the kernel programs before this kernel's verifier.
 
+mod stack;
+
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -12,7 +15,13 @@ pub fn ebpf(workspace: &Path) -> anyhow::Result<()> {
     setup::setup(workspace, false)?;
     let toolchain = require_toolchain(workspace)?;
     let object = toolchain.build(workspace).map_err(|output| anyhow::anyhow!("{output}"))?;
-    println!("object: {} bytes", object.metadata().context("the object is gone")?.len());
+    let image = fs::read(&object).context("the object is gone")?;
+    println!("object: {} bytes", image.len());
+    println!("\n{:<20} {:>22}", "program", format!("stack bytes of {}", stack::LIMIT));
+    for (program, bytes) in stack::of_programs(&image)? {
+        println!("{program:<20} {bytes:>22}");
+    }
+    println!();
     require_root("the verifier lets nobody else load programs")?;
     shell::run(shell::cargo(workspace).args([
         "run",
