@@ -38,6 +38,16 @@ pub fn tcp_gbps(client: &Namespace, server: &Namespace, target: IpAddr, seconds:
     Ok(bits / 1e9)
 }
 
+/// Bytes of a long transfer: 64 MiB, or as many as `TINCAN_TRANSFER_MIB` says.
+pub fn transfer_bytes() -> Result<usize> {
+    let mebibytes = match std::env::var("TINCAN_TRANSFER_MIB") {
+        Ok(text) => text.parse::<usize>().context("TINCAN_TRANSFER_MIB is no number of MiB")?,
+        Err(_) => 64,
+    };
+    ensure!((1..=4096).contains(&mebibytes), "TINCAN_TRANSFER_MIB must be from 1 to 4096");
+    Ok(mebibytes << 20)
+}
+
 /// Sends `payload` over a TCP connection to `target` and compares what comes back from an echo there.
 pub fn tcp_echo(client: &Namespace, server: &Namespace, target: IpAddr, payload: &[u8]) -> Result<()> {
     let listener = server.enter(|| TcpListener::bind((target, 0)).context("listening"))?;

@@ -13,12 +13,10 @@ use tincan_tests::controller::{LinkPlan, Node, connect};
 use tincan_tests::daemon::DaemonOptions;
 use tincan_tests::ping::ping;
 use tincan_tests::topology::{Pair, Underlay};
-use tincan_tests::traffic::tcp_echo;
+use tincan_tests::traffic::{noise, tcp_echo, transfer_bytes};
 use tincan_tests::wait;
 
 const SOON: Duration = Duration::from_secs(10);
-/// Bytes, each way over each inner family.
-const TRANSFER: usize = 64 << 20;
 const PORT: u16 = 7000;
 
 /// Two nodes with a plain link that the kernel forwards.
@@ -35,21 +33,9 @@ fn in_kernel(node: &Node, peer: &Node) -> Result<()> {
     wait::until(SOON, "the kernel to take the link", is_in_kernel).with_context(|| node.daemon.log())
 }
 
-/// Bytes that do not repeat (Marsaglia's xorshift64).
-fn payload() -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let words = (0..TRANSFER / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.collect()
-}
-
 #[test]
 fn tcp_crosses_whole_both_ways_and_user_space_sees_next_to_nothing_of_it() -> Result<()> {
-    let payload = payload();
+    let payload = noise(transfer_bytes()?, 5);
     for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
         let pair = Pair::new(underlay)?;
         let [alice, bob] = linked(&pair, &DaemonOptions::default())?;
@@ -63,7 +49,7 @@ fn tcp_crosses_whole_both_ways_and_user_space_sees_next_to_nothing_of_it() -> Re
             ensure!(user * 100 < kernel, "user space sent {user} frames, the kernel {kernel}");
             let seen = node.peer(peer)?;
             for total in ["sent_bytes", "received_bytes"] {
-                ensure!(seen.path_number(total) >= 2 * TRANSFER as u64, "{total} of {}", seen.0);
+                ensure!(seen.path_number(total) >= 2 * payload.len() as u64, "{total} of {}", seen.0);
             }
             ensure!(node.counter("kernel_broken")? == 0, "the kernel refused a step");
         }
@@ -99,7 +85,7 @@ fn frames_longer_than_the_path_takes_go_through_user_space() -> Result<()> {
     ensure!(report.lost == 0, "{} of 20 pings lost", report.lost);
     ensure!(alice.counter("kernel_up_too_long")? >= 20 && bob.counter("kernel_up_too_long")? >= 20);
     ensure!(alice.counter("too_big")? == 0, "these may be fragmented");
-    tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &payload())
+    tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &noise(transfer_bytes()?, 5))
 }
 
 #[test]
@@ -155,8 +141,8 @@ fn one_side_without_the_kernel_engine_is_understood_by_the_other() -> Result<()>
         connect(&mut alice, &mut bob, &LinkPlan::plain())?;
         in_kernel(&alice, &bob)?;
         ensure!(bob.peer(&alice)?.text("engine") == "user");
-        tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &payload())?;
-        tcp_echo(&pair.bob, &pair.alice, alice.ip6.into(), &payload())?;
+        tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &noise(transfer_bytes()?, 5))?;
+        tcp_echo(&pair.bob, &pair.alice, alice.ip6.into(), &noise(transfer_bytes()?, 5))?;
     }
     Ok(())
 }

@@ -16,12 +16,10 @@ use tincan_tests::netns::Namespace;
 use tincan_tests::packet::PacketSocket;
 use tincan_tests::ping::ping;
 use tincan_tests::topology::{Pair, Underlay};
-use tincan_tests::traffic::{noise, tcp_echo};
+use tincan_tests::traffic::{noise, tcp_echo, transfer_bytes};
 use tincan_tests::wait;
 
 const SOON: Duration = Duration::from_secs(10);
-/// Bytes each way.
-const TRANSFER: usize = 64 << 20;
 const DEVICE: &str = "ipop-gro";
 
 fn linked(pair: &Pair) -> Result<[Node; 2]> {
@@ -67,7 +65,7 @@ fn bytes_per_piece(node: &Node, peer: &Node, before: u64) -> Result<u64> {
 
 #[test]
 fn tcp_that_arrives_in_single_packets_is_merged_before_the_programs_see_it() -> Result<()> {
-    let payload = noise(TRANSFER, 7);
+    let payload = noise(transfer_bytes()?, 7);
     for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
         let pair = Pair::new(underlay)?;
         without_offloads(&pair.alice)?;
@@ -90,6 +88,35 @@ fn tcp_that_arrives_in_single_packets_is_merged_before_the_programs_see_it() -> 
                 node.counter("kernel_broken")? == 0 && node.counter("kernel_up_shape")? == 0,
                 "frames were refused"
             );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tcp_is_merged_by_the_veth_where_the_uplink_does_not_merge() -> Result<()> {
+    let payload = noise(transfer_bytes()?, 8);
+    for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
+        let pair = Pair::new(underlay)?;
+        for host in [&pair.alice, &pair.bob] {
+            without_offloads(host)?;
+            host.exec("ethtool -K eth0 gro off")?;
+        }
+        for port in ["port1", "port2"] {
+            pair.lan.namespace().exec(&format!("ethtool -K {port} tso off gso off gro off"))?;
+        }
+        let [alice, bob] = linked(&pair)?;
+        for node in [&alice, &bob] {
+            await_fast_path(node, "behind uplinks without GRO")?;
+        }
+        for target in [IpAddr::from(bob.ip4), bob.ip6.into()] {
+            tcp_echo(&pair.alice, &pair.bob, target, &payload)
+                .with_context(|| format!("{target} over {underlay:?}"))?;
+        }
+        for node in [&alice, &bob] {
+            let (handed_over, delivered) = (node.counter("kernel_handed_over")?, node.counter("kernel_delivered")?);
+            ensure!(handed_over > 2 * delivered, "{handed_over} frames went to the veth, {delivered} to the TAP");
+            ensure!(node.counter("kernel_broken")? == 0, "the kernel refused a step");
         }
     }
     Ok(())
@@ -193,7 +220,7 @@ fn two_nodes_in_one_namespace_find_each_other_without_a_wire() -> Result<()> {
 
 #[test]
 fn frames_taken_in_the_driver_are_merged_by_its_gro() -> Result<()> {
-    let payload = noise(TRANSFER / 4, 11);
+    let payload = noise(transfer_bytes()? / 4, 11);
     for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
         let pair = Pair::new(underlay)?;
         for (host, port) in [(&pair.alice, "port1"), (&pair.bob, "port2")] {
