@@ -194,6 +194,32 @@ fn twenty_deaths_in_a_row_cost_no_ping_and_leave_nothing() -> Result<()> {
     nothing_is_left(&pair.bob)
 }
 
+#[test]
+fn a_death_costs_no_ping_where_frames_are_taken_in_the_driver() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let [mut alice, mut bob] = linked(&pair, &["--xdp", "native"])?;
+    let native = |host: &Namespace| host.exec("ip link show dev eth0").is_ok_and(|text| text.contains("prog/xdp"));
+    ensure!(native(&pair.alice) && native(&pair.bob), "no program in the driver: {}", alice.daemon.log());
+    let lost = lost_while(&pair.alice, bob.ip4.into(), Duration::from_secs(6), || {
+        for _ in 0..5 {
+            wait_stored(&alice)?;
+            alice.daemon.kill9()?;
+            wait::until(SOON, "the kernel to take the program away", || !native(&pair.alice))?;
+            alice.daemon.restart()?;
+            let in_kernel = || alice.peer(&bob).is_ok_and(|peer| peer.text("engine") == "kernel");
+            wait::until(SOON, "the next daemon to go on", || in_kernel() && native(&pair.alice))
+                .with_context(|| alice.daemon.log())?;
+        }
+        Ok(())
+    })?;
+    ensure!(lost == 0, "{lost} pings lost");
+    ensure!(alice.daemon.stop()? && bob.daemon.stop()?, "a daemon did not stop at SIGTERM");
+    nothing_is_left(&pair.alice)?;
+    nothing_is_left(&pair.bob)?;
+    ensure!(!native(&pair.alice) && !native(&pair.bob), "a program stayed in a driver");
+    Ok(())
+}
+
 /// The node's link is in its snapshot, so that the next daemon goes on with it.
 fn wait_stored(node: &Node) -> Result<()> {
     let path = node.daemon.state_dir().join("ipop.links.json");
