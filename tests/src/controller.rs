@@ -112,8 +112,8 @@ impl Node {
     }
 
     /// A node that routes: 172.16.`number`.1, with 172.16.`number`.0/24 behind it.
-    pub fn start_router(namespace: &Namespace, number: u8) -> Result<Self> {
-        Self::start_as(namespace, number, &DaemonOptions::default(), Ipv4Addr::new(172, 16, number, 1), 24)
+    pub fn start_router(namespace: &Namespace, number: u8, options: &DaemonOptions) -> Result<Self> {
+        Self::start_as(namespace, number, options, Ipv4Addr::new(172, 16, number, 1), 24)
     }
 
     fn start_as(

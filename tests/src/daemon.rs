@@ -31,13 +31,22 @@ pub struct DaemonOptions {
     /// Whether there is a bpffs at `/sys/fs/bpf`, as on most hosts: then plain links in the kernel outlive a daemon that is
     /// killed.
     pub pins: bool,
+    /// Whether it has the capabilities to load programs into the kernel.
+    pub may_use_bpf: bool,
     /// Whether the log's last lines are printed at the end; the test harness shows them of failed tests only.
     pub log_at_end: bool,
 }
 
 impl Default for DaemonOptions {
     fn default() -> Self {
-        Self { tap: "ipop".to_owned(), rpc_port: 5800, more: Vec::new(), pins: true, log_at_end: true }
+        Self {
+            tap: "ipop".to_owned(),
+            rpc_port: 5800,
+            more: Vec::new(),
+            pins: true,
+            may_use_bpf: true,
+            log_at_end: true,
+        }
     }
 }
 
@@ -163,7 +172,7 @@ impl Drop for Daemon {
 }
 
 fn launch(namespace: &Namespace, options: &DaemonOptions, scratch: &Scratch) -> Result<Process> {
-    let DaemonOptions { tap, rpc_port, more, pins, log_at_end: _ } = options;
+    let DaemonOptions { tap, rpc_port, more, pins, may_use_bpf, log_at_end: _ } = options;
     let path = |name: &str| scratch.path().join(name).display().to_string();
     let level = env::var("TINCAN_TEST_LOG").unwrap_or_else(|_| "debug".to_owned());
     let mut arguments: Vec<String> = ["daemon", "--tap", tap].map(str::to_owned).to_vec();
@@ -171,10 +180,17 @@ fn launch(namespace: &Namespace, options: &DaemonOptions, scratch: &Scratch) -> 
     arguments.extend(["--socket".to_owned(), path("tincan.sock"), "--state-dir".to_owned(), path("state")]);
     arguments.extend_from_slice(more);
     let log = scratch.path().join("log");
+    let mut program = program()?;
+    if !may_use_bpf {
+        // What is not in the bounding set is not in the program's either (capabilities(7)).
+        let words = ["--bounding-set=-bpf,-perfmon,-sys_admin".to_owned(), program.display().to_string()];
+        arguments.splice(0..0, words);
+        program = PathBuf::from("setpriv");
+    }
     if *pins {
-        Process::start_with_pins(namespace, &program()?, &arguments, &log)
+        Process::start_with_pins(namespace, &program, &arguments, &log)
     } else {
-        Process::start(namespace, &program()?, &arguments, &log)
+        Process::start(namespace, &program, &arguments, &log)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod controller;
 pub mod controller_2014;
 pub mod coturn;
 pub mod daemon;
+pub mod engine;
 pub mod frames;
 pub mod lab;
 pub mod netns;

@@ -33,8 +33,6 @@ impl Process {
             .args(["netns", "exec", namespace.name()])
             .arg(program)
             .args(arguments)
-            // Ctrl-C goes to a terminal's whole process group; the owner decides when this one ends.
-            .process_group(0)
             .stdin(Stdio::null())
             // Ctrl-C is for whoever owns the process, who then stops it in order.
             .process_group(0)

@@ -95,6 +95,36 @@ impl Pair {
     }
 }
 
+/// Offloads of hosts' and switches' ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offloads {
+    /// As a veth is made: super-frames cross whole, nothing is merged on receive.
+    Default,
+    /// Single packets everywhere.
+    Off,
+    /// Single packets on the wire, merged on receive by hosts, as with an ordinary network card.
+    Gro,
+}
+
+impl Pair {
+    /// Switches the offloads of both hosts and of the switch.
+    pub fn set_offloads(&self, offloads: Offloads) -> Result<()> {
+        if offloads == Offloads::Default {
+            return Ok(());
+        }
+        let features = "tso off gso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off \
+                        tx-udp-segmentation off";
+        let gro = if offloads == Offloads::Gro { "on" } else { "off" };
+        for host in [&self.alice, &self.bob] {
+            host.exec(&format!("ethtool -K eth0 {features} gro {gro}"))?;
+        }
+        for port in ["port1", "port2"] {
+            self.lan.namespace().exec(&format!("ethtool -K {port} tso off gso off gro off"))?;
+        }
+        Ok(())
+    }
+}
+
 /// Makes a host on `lan` with `eth0`, the addresses that end in `number`.
 pub fn plug_host(lan: &mut Lan, role: &str, number: u8, underlay: Underlay) -> Result<(Namespace, Cable)> {
     let (ip4, ip6) = (format!("192.0.2.{number}/24"), format!("2001:db8:1::{number:x}/64"));
