@@ -25,3 +25,4 @@ pub mod topology;
 pub mod traffic;
 pub mod udp_door;
 pub mod wait;
+pub mod wire;

@@ -7,13 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
+use tincan_tests::capture::Capture;
 use tincan_tests::controller::Node;
 use tincan_tests::daemon::Daemon;
 use tincan_tests::engine::Engine;
 use tincan_tests::netns::Namespace;
+use tincan_tests::packet::Direction;
 use tincan_tests::ping::ping;
 use tincan_tests::topology::{Offloads, Pair, Underlay};
 use tincan_tests::traffic::{noise, tcp_echo, transfer_bytes};
+use tincan_tests::wire;
 
 const SOON: Duration = Duration::from_secs(10);
 const PORT: u16 = 7000;
@@ -50,6 +53,7 @@ on_every_engine! {
     pings_of_every_size_fragments_too_lose_nothing
     frames_longer_than_the_path_takes_are_cut
     udp_super_frames_arrive_as_datagrams
+    on_the_wire_frames_have_the_form_of_rfc_7348_and_right_checksums
     a_vxlan_device_on_the_tap_works
     a_container_behind_the_tap_works_by_address_translation
     a_routed_container_behind_the_tap_works
@@ -149,6 +153,31 @@ fn super_frames_cross(pair: &Pair, source: IpAddr, target: IpAddr) -> Result<()>
         let mut buffer = [0; 2 * SEGMENT];
         let length = receiver.recv(&mut buffer).with_context(|| format!("datagram {expected} to {target}"))?;
         ensure!(length == SEGMENT && buffer[..length].iter().all(|byte| usize::from(*byte) == expected), "{expected}");
+    }
+    Ok(())
+}
+
+fn on_the_wire_frames_have_the_form_of_rfc_7348_and_right_checksums(engine: Engine) -> Result<()> {
+    for underlay in [Underlay::Ipv4, Underlay::Ipv6] {
+        let pair = Pair::new(underlay)?;
+        pair.set_offloads(Offloads::Off)?;
+        for host in [&pair.alice, &pair.bob] {
+            // No checksum is left for a network card to fill in.
+            host.exec("ethtool -K eth0 tx off")?;
+        }
+        let [_alice, bob] = engine.linked(&pair)?;
+        let captures = [&pair.alice, &pair.bob]
+            .map(|host| Capture::start(host, "eth0", |direction, _| direction == Direction::Out));
+        for target in [IpAddr::from(bob.ip4), bob.ip6.into()] {
+            works(&pair.alice, &pair.bob, target)?;
+        }
+        for capture in captures {
+            let mut tunnelled = 0;
+            for captured in capture?.frames() {
+                tunnelled += u32::from(wire::check_tunnelled(&captured.bytes)?);
+            }
+            ensure!(tunnelled > 1000, "{tunnelled} tunnelled frames were captured");
+        }
     }
     Ok(())
 }
