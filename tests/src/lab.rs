@@ -183,6 +183,8 @@ fn look(alice: &Node, partner: &mut Partner) {
     if let Ok(peer) = alice.peer(&partner.node) {
         partner.report.update(&peer);
     }
+    // A daemon that does not answer leaves the figure it had.
+    drop(partner.report.update_engines(&partner.node));
 }
 
 fn measure(alice: &Node, partner: &mut Partner, voice: &Voice) {

@@ -57,6 +57,9 @@ fn ensure_good(summary: &Value) -> Result<()> {
         ensure!(link["status"] == "online" && link["path"] == "host", "{link}");
         ensure!(link["ping_sent"].as_u64() >= Some(50) && link["ping_lost"] == 0, "{link}");
         ensure!(link["setup_ms"].is_number() && link["tcp_gbps"].is_number(), "{link}");
+        let engine = if name == "plain" { "kernel" } else { "user" };
+        let by_user = link["user_engine_percent"].as_f64().context("no user_engine_percent")?;
+        ensure!(link["engine"] == engine && (by_user < 1.0) == (engine == "kernel"), "{link}");
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::controller::Peer;
+use crate::controller::{Node, Peer};
 use crate::lab::millis;
 
 /// Where lines go: with `--json`, standard output is the object's alone.
@@ -44,6 +45,8 @@ pub(super) struct LinkReport {
     pub(super) ping_lost: u32,
     pub(super) round_trip: Option<Duration>,
     pub(super) tcp_gbps: Option<f64>,
+    /// Of the partner's frames, how many its user-space engine moved, percent; kernel and engine count super-frames once.
+    user_engine_percent: Option<f64>,
     sent_bytes: u64,
     received_bytes: u64,
 }
@@ -61,6 +64,7 @@ impl LinkReport {
             ping_lost: 0,
             round_trip: None,
             tcp_gbps: None,
+            user_engine_percent: None,
             sent_bytes: 0,
             received_bytes: 0,
         }
@@ -76,6 +80,14 @@ impl LinkReport {
         (if remote_kind == "local" { "host" } else { remote_kind }).clone_into(&mut self.path);
         self.sent_bytes = peer.path_number("sent_bytes");
         self.received_bytes = peer.path_number("received_bytes");
+    }
+
+    /// Takes over where the partner's frames went: it has no other link.
+    pub(super) fn update_engines(&mut self, partner: &Node) -> Result<()> {
+        let count = |names: [&str; 2]| -> Result<u64> { Ok(partner.counter(names[0])? + partner.counter(names[1])?) };
+        let (user, kernel) = (count(["sent", "delivered"])?, count(["kernel_sent", "kernel_delivered"])?);
+        self.user_engine_percent = percent(user, user + kernel);
+        Ok(())
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -102,10 +114,16 @@ impl LinkReport {
         json!({
             "name": self.name, "status": self.status, "security": self.security, "path": self.path,
             "engine": self.engine, "setup_ms": self.setup.map(|setup| (millis(setup) * 10.0).round() / 10.0),
-            "ping_sent": self.ping_sent, "ping_lost": self.ping_lost,
+            "user_engine_percent": self.user_engine_percent, "ping_sent": self.ping_sent, "ping_lost": self.ping_lost,
             "tcp_gbps": self.tcp_gbps.map(|gbps| (gbps * 100.0).round() / 100.0),
         })
     }
+}
+
+/// With three digits; `None` of nothing.
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn percent(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| (part as f64 / whole as f64 * 1e5).round() / 1e3)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
