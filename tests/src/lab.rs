@@ -200,6 +200,7 @@ fn measure(alice: &Node, partner: &mut Partner, voice: &Voice) {
         }
         Err(error) => voice.say(&format!("{name} link: no TCP figure: {error:#}")),
     }
+    look(alice, partner);
 }
 
 fn send_pings(alice: &Node, partner: &mut Partner, count: u32, pause: Duration, voice: &Voice) {
