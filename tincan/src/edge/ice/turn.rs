@@ -11,7 +11,7 @@
 //!                 |   437, no answer       |   | no link needs it: Refresh with lifetime 0
 //!                 +------------------------'   v
 //!                 |  pause, doubling         Over
-//!              Waiting <---- refused
+//!              Waiting <---- refused, or lost again and again
 //! ```
 //!
 //! Peers get a permission and a channel each. What a peer sends before its channel is bound comes as Data indications;
@@ -41,6 +41,8 @@ const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// Pause before a refused or lost allocation is tried again, doubling up to `MAX_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Allocations that the server loses more often than this are not asked for again at once.
+const LOSS_PERIOD: Duration = Duration::from_secs(180);
 
 /// What the client tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,10 @@ pub struct TurnClient {
     server: SocketAddr,
     state: State,
     pause: Duration,
+    /// An allocation from before a restart of ours was given back, and no other was granted since.
+    has_cleared: bool,
+    /// When the server lost an allocation last.
+    lost_at: Option<Instant>,
     auth: Auth,
     requests: Requests,
     peers: Peers,
@@ -85,6 +91,8 @@ impl TurnClient {
             server,
             state: State::Allocating,
             pause: FIRST_PAUSE,
+            has_cleared: false,
+            lost_at: None,
             auth: Auth::new(account.username.clone(), account.password.0.clone()),
             requests: Requests::default(),
             peers: Peers::default(),
@@ -277,7 +285,7 @@ impl TurnClient {
             return;
         };
         self.state = State::Allocated { relayed, refresh_at: refresh_time(now, incoming) };
-        self.pause = FIRST_PAUSE;
+        self.has_cleared = false;
         self.events.push_back(TurnEvent::Allocated { relayed, mapped: incoming.mapped() });
         self.grant(now);
     }
@@ -297,7 +305,8 @@ impl TurnClient {
         self.requests.settle(incoming);
         match (kind, code) {
             // The server still holds an allocation of this port, from before a restart of ours: it has to go first.
-            (Kind::Allocate, 437) => {
+            (Kind::Allocate, 437) if !self.has_cleared => {
+                self.has_cleared = true;
                 self.requests.send(now, Kind::Clear, &self.auth);
             }
             (Kind::Allocate, 401 | 441) => {
@@ -306,7 +315,7 @@ impl TurnClient {
                 self.fail(now, &format!("it refused the user name or the password ({text})"));
             }
             (Kind::Allocate | Kind::Clear, _) => self.fail(now, &format!("it refused an allocation: {text}")),
-            (Kind::Refresh, _) | (Kind::Permission { .. } | Kind::Channel { .. }, 437) => self.allocate(now),
+            (Kind::Refresh, _) | (Kind::Permission { .. } | Kind::Channel { .. }, 437) => self.lose(now),
             (Kind::Permission { .. } | Kind::Channel { .. }, _) => self.peers.refused(kind, now),
             (Kind::Release, _) => self.end(),
         }
@@ -317,9 +326,21 @@ impl TurnClient {
             Kind::Allocate | Kind::Clear => {
                 self.fail(now, "it did not answer: check its address and that UDP is let through");
             }
-            Kind::Refresh => self.allocate(now),
+            Kind::Refresh => self.lose(now),
             Kind::Permission { .. } | Kind::Channel { .. } => self.peers.refused(kind, now),
             Kind::Release => self.end(),
+        }
+    }
+
+    /// The server does not know the allocation any more, after a restart for example: another one at once, unless they get
+    /// lost again and again.
+    fn lose(&mut self, now: Instant) {
+        let is_again = self.lost_at.replace(now).is_some_and(|before| now < before + LOSS_PERIOD);
+        if is_again {
+            self.fail(now, "it loses allocations soon after it has granted them");
+        } else {
+            self.pause = FIRST_PAUSE;
+            self.allocate(now);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The peers of an allocation: permissions, channels, when to renew them, which links need them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Peers {
                 peer.forget_at = Some(now + CHANNEL_MEMORY);
             }
         }
-        let needed: Vec<IpAddr> = self.needed().map(|(address, _)| address.ip()).collect();
+        let needed: BTreeSet<IpAddr> = self.needed().map(|(address, _)| address.ip()).collect();
         self.permissions.retain(|ip, _| needed.contains(ip));
         self.prune(now);
     }

@@ -37,6 +37,10 @@ pub struct Server {
     /// Every refusal brings another nonce.
     is_fickle: bool,
     is_silent: bool,
+    /// Grants allocations and knows nothing of them afterwards.
+    is_forgetful: bool,
+    /// Gives no allocation back, whatever it says.
+    is_clinging: bool,
     /// Ends of the leases.
     pub allocation: Option<Instant>,
     pub permissions: HashMap<SocketAddr, Instant>,
@@ -53,6 +57,8 @@ impl Server {
             nonce: 1,
             is_fickle: false,
             is_silent: false,
+            is_forgetful: false,
+            is_clinging: false,
             allocation: None,
             permissions: HashMap::new(),
             channels: HashMap::new(),
@@ -107,7 +113,7 @@ impl Server {
         match request.method() {
             METHOD_ALLOCATE if is_allocated => return Err(437),
             METHOD_ALLOCATE => {
-                self.allocation = Some(now + Duration::from_secs(600));
+                self.allocation = (!self.is_forgetful).then_some(now + Duration::from_secs(600));
                 return Ok(vec![
                     address(ATTR_XOR_RELAYED_ADDRESS, RELAYED),
                     address(ATTR_XORMAPPED_ADDRESS, MAPPED),
@@ -117,7 +123,8 @@ impl Server {
             _ if !is_allocated => return Err(437),
             METHOD_REFRESH => {
                 let lifetime = request.number(ATTR_LIFETIME).unwrap();
-                self.allocation = (lifetime > 0).then_some(now + Duration::from_secs(lifetime.into()));
+                self.allocation =
+                    (lifetime > 0 || self.is_clinging).then_some(now + Duration::from_secs(lifetime.into()));
                 return Ok(vec![raw(ATTR_LIFETIME, lifetime.to_be_bytes())]);
             }
             METHOD_CREATE_PERMISSION => {
@@ -299,6 +306,29 @@ fn a_server_that_forgot_everything_is_asked_for_it_all_again() {
     let allocated = TurnEvent::Allocated { relayed, mapped: Some(MAPPED.parse().unwrap()) };
     assert_eq!(world.told, [allocated, TurnEvent::Bound { peer }]);
     assert_eq!(world.server.channels[&world.client.channel(peer).unwrap()].0, peer);
+}
+
+#[test]
+fn a_server_that_loses_what_it_grants_is_not_asked_without_pause() {
+    let mut world = World::new("right");
+    world.server.is_forgetful = true;
+    assert!(world.client.add_peer(world.now, PEER.parse().unwrap(), LINK));
+    world.run(Duration::from_secs(600));
+    assert!((4..=30).contains(&world.count("allocate")), "{} allocations in 10 minutes", world.count("allocate"));
+    assert!(world.told.iter().any(|event| matches!(event, TurnEvent::Failed { .. })));
+    world.server.is_forgetful = false;
+    world.run(Duration::from_secs(130));
+    assert!(world.client.channel(PEER.parse().unwrap()).is_some(), "it is not used once it works");
+}
+
+#[test]
+fn a_server_that_never_gives_an_allocation_up_is_not_asked_without_pause() {
+    let mut world = World::new("right");
+    world.server.is_clinging = true;
+    world.server.allocation = Some(world.now + Duration::from_secs(600));
+    world.run(Duration::from_secs(300));
+    assert!((4..=40).contains(&world.count("allocate")), "{} requests in 5 minutes", world.count("allocate"));
+    assert!(world.told.iter().all(|event| matches!(event, TurnEvent::Failed { .. })), "{:?}", world.told);
 }
 
 #[test]
