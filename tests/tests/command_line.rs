@@ -76,6 +76,17 @@ fn without_a_daemon_the_command_line_says_how_to_start_one() -> Result<()> {
 }
 
 #[test]
+fn a_file_of_authorities_that_is_none_is_said_at_start() -> Result<()> {
+    let host = Namespace::new("authorities")?;
+    for (path, expected) in [("/nonexistent.pem", "/nonexistent.pem"), ("/etc/hostname", "holds no certificate")] {
+        let more = ["--xmpp-ca", path].map(str::to_owned).to_vec();
+        let said = Daemon::start_refused(&host, &DaemonOptions { more, ..DaemonOptions::default() })?;
+        ensure!(said.contains("--xmpp-ca") && said.contains(expected), "{path}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_device_that_is_not_ours_is_never_taken_over() -> Result<()> {
     let host = Namespace::new("host")?;
     host.exec("ip tuntap add dev ipop mode tap")?;

@@ -107,6 +107,12 @@ impl Daemon {
         ice_events: mpsc::Sender<IceEvent>,
         xmpp_events: mpsc::Sender<XmppEvent>,
     ) -> anyhow::Result<(Self, Option<Found>)> {
+        let xmpp_options = XmppOptions {
+            ca_file: config.xmpp_ca.clone(),
+            pinned: config.xmpp_pin,
+            direct_tls: config.xmpp_direct_tls,
+        };
+        xmpp_options.check().context("--xmpp-ca")?;
         host::prepare_state_dir(&config.state_dir)?;
         let unix = UnixDoor::bind(&config.socket)?;
         let udp = UdpDoor::bind(&config.rpc_addresses, config.rpc_port, Admission::new(config.rpc_group))?;
@@ -136,14 +142,7 @@ impl Daemon {
         );
         let engine = Engine::start(EngineConfig { tap, ports: ports.clone() }, engine_events)?;
         let node = Node::new(host::random_seed()?);
-        let xmpp = XmppEdge::start(
-            XmppOptions {
-                ca_file: config.xmpp_ca.clone(),
-                pinned: config.xmpp_pin,
-                direct_tls: config.xmpp_direct_tls,
-            },
-            xmpp_events,
-        );
+        let xmpp = XmppEdge::start(xmpp_options, xmpp_events);
         let keeper = Keeper::start(&config)?;
         let daemon = Self {
             config,

@@ -42,6 +42,16 @@ pub struct XmppOptions {
     pub direct_tls: bool,
 }
 
+impl XmppOptions {
+    /// An error where these could never lead to a login, such as a file of authorities that is not there. Reads files.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.ca_file {
+            Some(_) => trust::client_config(self).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Whom to log in as, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {

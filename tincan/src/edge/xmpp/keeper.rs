@@ -110,6 +110,9 @@ impl Keeper {
             }
         };
         if self.told != told {
+            if matches!(told, Told::Refused(_)) {
+                info!(seconds, "the refused login is tried again after this time, or at once by register_svc");
+            }
             self.told = told;
             tell(&self.events, event).await;
         }
