@@ -158,6 +158,14 @@ fn a_host_where_all_is_well_ends_with_status_0_and_keeps_nothing() -> Result<()>
 }
 
 #[test]
+fn a_host_without_any_address_for_peers_has_a_problem() -> Result<()> {
+    let host = Namespace::new("lonely")?;
+    let report = doctor(&host, &[])?;
+    ensure!(!report.is_success, "{}", report.text);
+    report.expect("addresses", "problem", &["no interface"])
+}
+
+#[test]
 fn servers_that_are_silent_together_are_named_within_fifteen_seconds() -> Result<()> {
     let pair = Pair::new(Underlay::Ipv4)?;
     firewall(&pair.bob, "table ip cut {\n chain input { type filter hook input priority filter; policy drop; }\n}\n")?;

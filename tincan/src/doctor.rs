@@ -3,6 +3,7 @@
 //! Every check does what the daemon would do, with the daemon's own code, once, and takes it back. The checks of servers
 //! run at the same time, so that silent ones together take no longer than one.
 
+mod addresses;
 mod clock;
 mod daemon;
 mod device;
@@ -65,15 +66,16 @@ async fn examine(options: DoctorOptions) -> Report {
         xmpp.as_ref().map(|target| (format!("{}:{}", target.host, target.port), Listener::Other)),
     ];
     let targets = targets.into_iter().flatten().chain(peers.into_iter().map(|peer| (with_port(peer), Listener::Other)));
-    let (mut host, servers, relay, (login, server_clock), paths) = tokio::join!(
+    let (mut host, own_addresses, servers, relay, (login, server_clock), paths) = tokio::join!(
         within("host", spawn_blocking(move || host(&own)), |host| host.unwrap_or_else(|failed| vec![broken(&failed)])),
+        within("addresses", addresses::check(&config.tap), |check| vec![check]),
         within("stun", stun::check(stun.as_deref()), Vec::from),
         within("turn", turn::check(turn.as_ref()), |check| vec![check]),
         login(xmpp.as_ref(), &config),
         within("path-mtu", paths(targets.collect(), config.mtu), |checks| checks),
     );
     host.push(clock::check(&config.state_dir, server_clock));
-    Report([host, servers, relay, vec![login], paths].concat())
+    Report([host, own_addresses, servers, relay, vec![login], paths].concat())
 }
 
 async fn within<T>(
