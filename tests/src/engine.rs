@@ -16,6 +16,8 @@ const SOON: Duration = Duration::from_secs(10);
 pub enum Engine {
     /// The programs in the kernel.
     Kernel,
+    /// The same as filters of clsact, as before Linux 6.6.
+    KernelByClsact,
     /// The daemon, because `--fast-path off` says so.
     User,
     /// The daemon, because it lacks `CAP_BPF`.
@@ -27,6 +29,7 @@ impl Engine {
     pub fn options(self) -> DaemonOptions {
         let words = match self {
             Self::Kernel => vec!["--fast-path", "on"],
+            Self::KernelByClsact => vec!["--fast-path", "on", "--attach", "clsact"],
             Self::User => vec!["--fast-path", "off"],
             Self::WithoutBpf => Vec::new(),
         };
@@ -50,15 +53,20 @@ impl Engine {
 
     /// Waits until a node forwards to a peer by it.
     pub fn await_on(self, node: &Node, peer: &Node) -> Result<()> {
-        let name = if self == Self::Kernel { "kernel" } else { "user" };
+        let name = if self.is_in_kernel() { "kernel" } else { "user" };
         let is_on = || node.peer(peer).is_ok_and(|peer| peer.text("engine") == name);
         wait::until(SOON, &format!("the link to be on the {name} engine"), is_on).with_context(|| node.daemon.log())
+    }
+
+    /// Whether it is the kernel's programs.
+    pub fn is_in_kernel(self) -> bool {
+        matches!(self, Self::Kernel | Self::KernelByClsact)
     }
 
     /// An error where a node's frames went another way, as far as counters tell.
     pub fn check(self, node: &Node) -> Result<()> {
         let by_kernel = node.counter("kernel_sent")? + node.counter("kernel_delivered")?;
-        ensure!((self == Self::Kernel) == (by_kernel > 0), "{by_kernel} frames went through the kernel's programs");
+        ensure!(self.is_in_kernel() == (by_kernel > 0), "{by_kernel} frames went through the kernel's programs");
         Ok(())
     }
 }

@@ -220,6 +220,40 @@ fn a_death_costs_no_ping_where_frames_are_taken_in_the_driver() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn deaths_cost_no_ping_where_programs_are_filters_of_clsact_and_nothing_is_left() -> Result<()> {
+    let pair = Pair::new(Underlay::Dual)?;
+    let [mut alice, mut bob] = linked(&pair, &["--attach", "clsact"])?;
+    let filters = |host: &Namespace| host.exec("tc filter show dev eth0 ingress");
+    let names = |host: &Namespace| -> Result<usize> { Ok(filters(host)?.matches(" name ").count()) };
+    ensure!(programs(&pair.alice, "eth0")?.is_empty() && names(&pair.alice)? == 2, "{}", filters(&pair.alice)?);
+    let lost = lost_while(&pair.alice, bob.ip4.into(), Duration::from_secs(8), || {
+        for _ in 0..10 {
+            wait_stored(&alice)?;
+            let before = filters(&pair.alice)?;
+            alice.daemon.kill9()?;
+            ensure!(filters(&pair.alice)? == before, "the filters went with the daemon");
+            alice.daemon.restart()?;
+            let in_kernel = || alice.peer(&bob).is_ok_and(|peer| peer.text("engine") == "kernel");
+            wait::until(Duration::from_secs(2), "the next daemon to go on", in_kernel)
+                .with_context(|| alice.daemon.log())?;
+            ensure!(names(&pair.alice)? == 2 && filters(&pair.alice)? != before, "{}", filters(&pair.alice)?);
+        }
+        Ok(())
+    })?;
+    ensure!(lost == 0, "{lost} pings lost");
+    alice.daemon.kill9()?;
+    let (said_well, said) = command_with_pins(&pair.alice, &["cleanup"])?;
+    ensure!(said_well && said.contains("removed pins"), "{said}");
+    ensure!(bob.daemon.stop()?, "a daemon did not stop at SIGTERM");
+    for host in [&pair.alice, &pair.bob] {
+        nothing_is_left(host)?;
+        let qdiscs = host.exec("tc qdisc show dev eth0")?;
+        ensure!(!qdiscs.contains("clsact"), "a qdisc is left: {qdiscs}");
+    }
+    Ok(())
+}
+
 /// The node's link is in its snapshot, so that the next daemon goes on with it.
 fn wait_stored(node: &Node) -> Result<()> {
     let path = node.daemon.state_dir().join("ipop.links.json");

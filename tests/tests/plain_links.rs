@@ -1,4 +1,4 @@
-//! Plain links on every engine: in the kernel, in user space, and in user space because the daemon lacks `CAP_BPF`. The same
+//! Plain links on every engine: in the kernel by TCX and by clsact, in user space, and in user space because the daemon lacks `CAP_BPF`. The same
 //! scenarios for all of them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -33,6 +33,11 @@ macro_rules! on_every_engine {
             #[test]
             fn in_the_kernel() -> Result<()> {
                 super::$scenario(Engine::Kernel)
+            }
+
+            #[test]
+            fn in_the_kernel_by_clsact() -> Result<()> {
+                super::$scenario(Engine::KernelByClsact)
             }
 
             #[test]
@@ -113,7 +118,7 @@ fn frames_longer_than_the_path_takes_are_cut(engine: Engine) -> Result<()> {
     ensure!(report.lost == 0, "{} of 20 pings lost", report.lost);
     for node in [&alice, &bob] {
         let up = node.counter("kernel_up_too_long")?;
-        ensure!((up >= 20) == (engine == Engine::Kernel), "the kernel left {up} frames to user space");
+        ensure!((up >= 20) == engine.is_in_kernel(), "the kernel left {up} frames to user space");
     }
     ensure!(alice.counter("too_big")? == 0, "these may be fragmented");
     tcp_echo(&pair.alice, &pair.bob, bob.ip4.into(), &noise(transfer_bytes()?, 5))

@@ -1,4 +1,5 @@
-//! `tincan cleanup`: removes what dead daemons left in the kernel: pins, TAPs that stayed for them, helper devices.
+//! `tincan cleanup`: removes what dead daemons left in the kernel: pins, TAPs that stayed for them, helper devices,
+//! filters.
 //!
 //! A TAP is ours if a pin of ours is attached to it, and nobody's if it can be opened. Other network namespaces are left
 //! alone, except for pins whose devices are gone.
@@ -9,6 +10,7 @@ use anyhow::Context;
 use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 
+use crate::dataplane::kernel::clsact;
 use crate::dataplane::kernel::pins::Place;
 use crate::edge::netlink::Netlink;
 use crate::edge::tap::{InUse, Tap};
@@ -22,6 +24,8 @@ pub enum Removed {
     Pins(String),
     /// A device that a daemon made for itself.
     Helper(String),
+    /// Filters of clsact, by interface, whose TAP is gone.
+    Filters(String),
 }
 
 /// What [`run`] did.
@@ -37,6 +41,9 @@ pub fn run(tap: Option<&str>) -> anyhow::Result<CleanupReport> {
     let mut report = CleanupReport::default();
     for place in Place::all()?.iter().filter(|place| tap.is_none_or(|tap| tap == place.tap())) {
         remove_place(place, &mut report)?;
+    }
+    for interface in clsact::remove_orphans(tap)? {
+        report.removed.push(Removed::Filters(interface));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot begin")?;
     runtime.block_on(remove_helpers(tap, &mut report))?;
@@ -108,6 +115,7 @@ impl Removed {
             Self::Tap(name) => ("tap", name),
             Self::Pins(name) => ("pins", name),
             Self::Helper(name) => ("device", name),
+            Self::Filters(name) => ("filters", name),
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct DaemonConfig {
     pub fast_path: FastPath,
     /// Whether plain frames are taken in the uplinks' drivers.
     pub xdp: XdpUse,
+    /// How kernel programs are attached.
+    pub attach: AttachBy,
     /// How long plain links go on without their daemon, or without an answer of the peer's.
     pub lease: Duration,
     /// Whether they outlive one that was stopped, too.
@@ -93,6 +95,19 @@ pub enum XdpUse {
     Off,
     /// Plain frames are taken in the driver (native XDP); for network cards whose drivers have it, slower on veth.
     Native,
+}
+
+/// How the kernel engine's programs come onto interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachBy {
+    /// By TCX where the kernel has it, otherwise by clsact.
+    #[default]
+    Auto,
+    /// As links of their own (Linux 6.6).
+    Tcx,
+    /// As filters of a clsact qdisc.
+    Clsact,
 }
 
 /// How much is logged.
@@ -157,6 +172,9 @@ pub struct DaemonOptions {
     /// Take plain frames in the drivers of the uplinks: for network cards with native XDP [default: off]
     #[arg(long, value_name = "MODE")]
     pub xdp: Option<XdpUse>,
+    /// How kernel programs are attached; clsact leaves room for tools that know nothing else [default: auto]
+    #[arg(long, value_name = "WAY")]
+    pub attach: Option<AttachBy>,
     /// How long plain links in the kernel go on without their daemon, 5 to 3600 seconds [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub lease: Option<u64>,
@@ -219,6 +237,7 @@ impl DaemonOptions {
             plain_port: self.plain_port.or(file.plain_port),
             fast_path: self.fast_path.or(file.fast_path),
             xdp: self.xdp.or(file.xdp),
+            attach: self.attach.or(file.attach),
             lease: self.lease.or(file.lease),
             keep_links: self.keep_links.or(file.keep_links),
             fingerprint: self.fingerprint.or(file.fingerprint),
@@ -257,6 +276,7 @@ impl DaemonOptions {
             plain_port,
             fast_path: self.fast_path.unwrap_or_default(),
             xdp: self.xdp.unwrap_or_default(),
+            attach: self.attach.unwrap_or_default(),
             lease,
             keep_links: self.keep_links.unwrap_or(false),
             fingerprint: match self.fingerprint {
@@ -426,6 +446,7 @@ mod tests {
             "--secured-port=4000",
             "--plain-port=4001",
             "--fast-path=off",
+            "--attach=clsact",
             "--lease=30",
             "--keep-links",
             "--fingerprint=sha1",
@@ -435,7 +456,7 @@ mod tests {
         let file = file(
             "rpc-address = [\"127.0.0.2\", \"::1\"]\nrpc-group = \"4321\"\nsocket = \"/tmp/s\"\n\
              mtu = 1400\nstate-dir = \"/tmp/d\"\nsecured-port = 4000\nplain-port = 4001\n\
-             fast-path = \"off\"\nlease = 30\nkeep-links = true\nfingerprint = \"sha1\"\n\
+             fast-path = \"off\"\nattach = \"clsact\"\nlease = 30\nkeep-links = true\nfingerprint = \"sha1\"\n\
              fresh-certificate = true\nallow-remote-controller = false",
         );
         let config = flags.options.checked().unwrap();

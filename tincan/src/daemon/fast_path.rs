@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, anyhow};
 
-use crate::config::{self, DaemonConfig, XdpUse};
+use crate::config::{self, AttachBy, DaemonConfig, XdpUse};
 use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
 use crate::daemon::predecessor::Predecessor;
 use crate::dataplane::kernel::forwarder::Forwarder;
 use crate::dataplane::kernel::interface_name;
+use crate::dataplane::kernel::{Way, clsact};
 use crate::dataplane::table::Local;
 use crate::edge::ethtool;
 use crate::edge::netlink::Netlink;
@@ -32,6 +33,7 @@ pub(super) enum FastPath {
 /// The programs, the devices that merge for them, and the TAP as long as it outlives this process with them.
 pub(super) struct Attached {
     forwarder: Forwarder,
+    way: Way,
     tap: String,
     hold: Option<TapHold>,
     /// Merging, or why there is none.
@@ -85,13 +87,14 @@ impl FastPath {
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Attached(attached) => {
-                let pinned = if attached.hold.is_some() { "attached, pinned" } else { "attached" };
+                let way = if attached.way == Way::Clsact { "attached by clsact" } else { "attached" };
+                let pinned = if attached.hold.is_some() { ", pinned" } else { "" };
                 let merging = match &attached.merging {
                     Ok(merging) => merging.describe(),
                     Err(reason) => format!("not merging on receive: {reason}"),
                 };
                 let veth = attached.veth.describe(attached.forwarder.merger());
-                format!("{pinned}, {merging}{veth}")
+                format!("{way}{pinned}, {merging}{veth}")
             }
             Self::Off => "off".to_owned(),
             Self::Unavailable(reason) => format!("unavailable: {reason}"),
@@ -210,7 +213,12 @@ impl Attached {
         tap: &Tap,
         wish: PortWish,
     ) -> anyhow::Result<Self> {
-        let mut engine = predecessor.load(netlink, tap, config.xdp == XdpUse::Native).await?;
+        let way = match config.attach {
+            AttachBy::Auto if clsact::is_needed() => Way::Clsact,
+            AttachBy::Auto | AttachBy::Tcx => Way::Tcx,
+            AttachBy::Clsact => Way::Clsact,
+        };
+        let mut engine = predecessor.load(netlink, tap, config.xdp == XdpUse::Native, way).await?;
         engine.attach_tap(tap.index())?;
         let is_pinned = engine.is_pinned();
         let mut forwarder = Forwarder::new(engine, tap.index(), tap.mac(), config.lease)?;
@@ -222,7 +230,7 @@ impl Attached {
             format!("{error:#}")
         });
         let veth = MergingVeth::new(tap.name());
-        Ok(Self { forwarder, tap: tap.name().to_owned(), hold, merging, veth, mark })
+        Ok(Self { forwarder, way, tap: tap.name().to_owned(), hold, merging, veth, mark })
     }
 
     /// The programs are where they belong, and the helper devices are well.

@@ -2,8 +2,8 @@
 
 use nix::net::if_::if_nametoindex;
 
-use crate::dataplane::kernel::KernelEngine;
 use crate::dataplane::kernel::pins::{Left, Place};
+use crate::dataplane::kernel::{KernelEngine, Way};
 use crate::edge::netlink::Netlink;
 use crate::edge::tap::Tap;
 
@@ -50,12 +50,21 @@ impl Predecessor {
     }
 
     /// Loads the programs, pinned where that is possible, and those for the uplinks' drivers if that is wanted.
-    pub(super) async fn load(&self, netlink: &Netlink, tap: &Tap, in_driver: bool) -> anyhow::Result<KernelEngine> {
+    pub(super) async fn load(
+        &self,
+        netlink: &Netlink,
+        tap: &Tap,
+        in_driver: bool,
+        way: Way,
+    ) -> anyhow::Result<KernelEngine> {
         let load_unpinned = |reason: &str| {
             let mut engine = KernelEngine::load()?;
             tracing::info!("links end with this daemon: {reason}");
             if in_driver {
                 engine.prefer_driver();
+            }
+            if way == Way::Clsact {
+                engine.attach_by_clsact(tap.name());
             }
             Ok(engine)
         };
@@ -63,7 +72,7 @@ impl Predecessor {
             Ok(place) => place.clone(),
             Err(error) => return load_unpinned(&format!("{error:#}")),
         };
-        let load = |place: Place| KernelEngine::load_pinned(place.make()?, in_driver);
+        let load = |place: Place| KernelEngine::load_pinned(place.make()?, in_driver, way);
         match &self.left {
             Left::Nothing => {}
             Left::Unfit(reason) => self.remove(netlink, tap, reason).await?,

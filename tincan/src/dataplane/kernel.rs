@@ -6,6 +6,7 @@
 
 pub mod adopted;
 mod attach;
+pub mod clsact;
 mod failure;
 pub mod forwarder;
 mod object;
@@ -27,6 +28,7 @@ use tincan_common::entries::{
 use tincan_common::kernel_verdict::KernelVerdict;
 
 use self::adopted::Adopted;
+use self::clsact::Filters;
 use self::pins::Pins;
 
 /// The program on the TAP's egress.
@@ -95,7 +97,18 @@ pub struct KernelEngine {
     in_driver: bool,
     /// Uplinks whose driver was asked.
     drivers: BTreeSet<u32>,
+    /// How programs are attached where not by TCX.
+    filters: Option<Filters>,
     pins: Option<Pins>,
+}
+
+/// How programs come onto interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As links of their own (Linux 6.6).
+    Tcx,
+    /// As filters of a clsact qdisc.
+    Clsact,
 }
 
 /// What the kernel says about one loaded program.
@@ -125,12 +138,22 @@ impl KernelEngine {
 
     /// The same with maps and links pinned. Maps that are there are gone on with, and the programs of links that are there
     /// are replaced without a gap. `in_driver`: see [`KernelEngine::prefer_driver`].
-    pub fn load_pinned(pins: Pins, in_driver: bool) -> anyhow::Result<Self> {
+    pub fn load_pinned(pins: Pins, in_driver: bool, way: Way) -> anyhow::Result<Self> {
+        let tap = pins.tap().to_owned();
         let mut engine = Self::load_with(Some(pins))?;
         if in_driver {
             engine.prefer_driver();
         }
-        engine.adopt_links()?;
+        match way {
+            Way::Tcx => {
+                Filters::of(&tap, false).remove()?;
+                engine.adopt_links()?;
+            }
+            Way::Clsact => {
+                engine.end_links()?;
+                engine.attach_by_clsact(&tap);
+            }
+        }
         Ok(engine)
     }
 
@@ -170,8 +193,20 @@ impl KernelEngine {
             attached: BTreeMap::new(),
             in_driver: false,
             drivers: BTreeSet::new(),
+            filters: None,
             pins,
         })
+    }
+
+    /// From now on programs are attached as filters of clsact, for this TAP.
+    pub fn attach_by_clsact(&mut self, tap: &str) {
+        self.filters = Some(Filters::of(tap, self.pins.is_none()));
+    }
+
+    /// Whether they are.
+    #[must_use]
+    pub fn is_by_clsact(&self) -> bool {
+        self.filters.is_some()
     }
 
     /// Whether maps and links can outlive this process.

@@ -5,7 +5,7 @@ use std::fs;
 use nix::net::if_::if_nametoindex;
 
 use crate::config::{DaemonConfig, FastPath};
-use crate::dataplane::kernel::KernelEngine;
+use crate::dataplane::kernel::{KernelEngine, clsact};
 use crate::dataplane::port::UdpPort;
 use crate::doctor::daemon::Running;
 use crate::doctor::report::Check;
@@ -15,8 +15,10 @@ use crate::link::PortKind;
 const ENGINE: &str = "kernel-engine";
 const TAP: &str = "tap";
 
-/// TCX (`tincan/src/dataplane/kernel.rs`) came with this version.
+/// TCX (`tincan/src/dataplane/kernel/attach.rs`) came with this version.
 const TCX: (u32, u32) = (6, 6);
+/// The oldest the kernel engine was tried on, with clsact in place of TCX.
+const KERNEL_ENGINE: (u32, u32) = (6, 1);
 /// UDP super-frames on a TAP (`TUN_F_USO4`).
 const TAP_USO: (u32, u32) = (6, 2);
 /// `UDP_GRO`; `UDP_SEGMENT` is older.
@@ -66,19 +68,24 @@ fn kernel(release: &str, fast_path: FastPath) -> Check {
     if version >= TCX {
         return Check::ok(NAME, format!("Linux {release} has all that is used (TCX, UDP GSO and GRO, USO on TAPs)"));
     }
-    let mut missing = vec!["TCX for the kernel engine (6.6)"];
+    let mut missing = Vec::new();
+    if version < KERNEL_ENGINE {
+        missing.push("parts that the kernel engine needs (6.1)");
+    }
     if version < TAP_USO {
         missing.push("UDP super-frames on a TAP (6.2)");
     }
     if version < UDP_GRO {
         missing.push("UDP_GRO (5.0)");
     }
-    let found = format!("Linux {release} lacks {}", missing.join(", "));
-    match fast_path {
-        FastPath::On => Check::problem(NAME, found, "use Linux 6.6 or newer, or --fast-path auto"),
-        FastPath::Off if version >= TAP_USO => Check::ok(NAME, format!("{found}, which is not asked for")),
-        FastPath::Auto | FastPath::Off => Check::warning(NAME, found, "links work, slower; Linux 6.6 or newer has all"),
+    if missing.is_empty() {
+        return Check::ok(NAME, format!("Linux {release} has what is used, clsact in place of TCX (6.6)"));
     }
+    let found = format!("Linux {release} lacks {}", missing.join(", "));
+    if fast_path == FastPath::On && version < KERNEL_ENGINE {
+        return Check::problem(NAME, found, "use Linux 6.1 or newer, or --fast-path auto");
+    }
+    Check::warning(NAME, found, "links work, slower; Linux 6.6 or newer has all")
 }
 
 fn parse_version(release: &str) -> Option<(u32, u32)> {
@@ -92,14 +99,20 @@ fn engine(fast_path: FastPath, tap: Option<&Tap>) -> Check {
         return Check::skipped(ENGINE, "switched off (fast-path off)", "");
     }
     let loaded = KernelEngine::load().and_then(|mut engine| {
-        tap.map_or(Ok(()), |tap| engine.attach_tap(tap.index()))?;
-        engine.reports()
+        if let Some(tap) = tap {
+            if clsact::is_needed() {
+                engine.attach_by_clsact(tap.name());
+            }
+            engine.attach_tap(tap.index())?;
+        }
+        let way = if engine.is_by_clsact() { "clsact" } else { "TCX" };
+        Ok((engine.reports()?, way))
     });
     match loaded {
-        Ok(reports) => {
-            let attached = if tap.is_some() { "and attach to a TAP by TCX" } else { "(no TAP to attach them to)" };
-            Check::ok(ENGINE, format!("{} program(s) load {attached}", reports.len()))
+        Ok((reports, way)) if tap.is_some() => {
+            Check::ok(ENGINE, format!("{} program(s) load and attach to a TAP by {way}", reports.len()))
         }
+        Ok((reports, _)) => Check::ok(ENGINE, format!("{} program(s) load (no TAP to attach them to)", reports.len())),
         Err(error) if fast_path == FastPath::On => {
             Check::problem(ENGINE, format!("{error:#}"), "use --fast-path auto, or mend what is named")
         }
@@ -154,8 +167,10 @@ mod tests {
     fn an_old_kernel_is_a_problem_only_where_its_engine_is_asked_for() {
         for (release, fast_path, state) in [
             ("6.6.0", FastPath::On, State::Ok),
-            ("6.5.0", FastPath::On, State::Problem),
-            ("6.5.0", FastPath::Auto, State::Warning),
+            ("6.5.0", FastPath::On, State::Ok),
+            ("6.1.0", FastPath::On, State::Warning),
+            ("6.0.0", FastPath::On, State::Problem),
+            ("6.0.0", FastPath::Auto, State::Warning),
             ("6.5.0", FastPath::Off, State::Ok),
             ("6.1.0", FastPath::Off, State::Warning),
             ("4.19.0", FastPath::Auto, State::Warning),

@@ -84,6 +84,11 @@ impl KernelEngine {
             return Ok(());
         }
         ensure!(index != LOOPBACK_INDEX, "refusing to attach to the loopback device");
+        if let Some(filters) = &self.filters {
+            filters.attach(program(&mut self.ebpf, name)?, name, index)?;
+            self.attached.insert((name, index), None);
+            return Ok(());
+        }
         let interface = interface_name(index)?;
         let program = program(&mut self.ebpf, name)?;
         let link = attach_last(program, &interface, side_of(name)?)?;
@@ -106,13 +111,17 @@ impl KernelEngine {
                 self.forget(name, index);
                 continue;
             };
-            if !self.is_on(name, &interface)? {
+            let is_on = match &self.filters {
+                Some(filters) => filters.is_on(name, index)?,
+                None => self.is_on(name, &interface)?,
+            };
+            if !is_on {
                 missing.push((name, index, interface));
             }
         }
         // An uplink's programs have an order: all of them are attached again. Unpinned ones that are there stay.
         for (name, index, _) in &missing {
-            let is_uplinks = UPLINK_PROGRAMS.contains(name) && self.pins.is_some();
+            let is_uplinks = UPLINK_PROGRAMS.contains(name) && self.pins.is_some() && self.filters.is_none();
             let again: &[&'static str] = if is_uplinks { self.uplink_programs() } else { &[*name] };
             for name in again {
                 self.forget(name, *index);
@@ -142,6 +151,16 @@ impl KernelEngine {
         drop(link);
     }
 
+    /// Ends the pinned links of a daemon before, which attached in another way.
+    pub(super) fn end_links(&self) -> anyhow::Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for (name, index) in pins.links()? {
+            let pin = pins.link(&name, index);
+            fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+        }
+        Ok(())
+    }
+
     /// Puts the own programs in place of those that a daemon before left on the pinned links.
     pub(super) fn adopt_links(&mut self) -> anyhow::Result<()> {
         let wanted = self.uplink_programs();
@@ -169,7 +188,7 @@ impl KernelEngine {
     }
 }
 
-fn side_of(name: &str) -> anyhow::Result<TcAttachType> {
+pub(super) fn side_of(name: &str) -> anyhow::Result<TcAttachType> {
     let found = PROGRAMS.iter().find(|(program, _)| *program == name);
     found.map(|(_, side)| *side).with_context(|| format!("no program {name}"))
 }

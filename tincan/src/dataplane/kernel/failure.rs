@@ -16,13 +16,14 @@ fn reason(error: &(dyn Error + 'static)) -> &'static str {
     match system_error(error) {
         Some(Errno::EPERM | Errno::EACCES) => "not permitted (it needs CAP_BPF and CAP_NET_ADMIN, or root)",
         Some(Errno::ENOSYS) => "this kernel has no BPF (CONFIG_BPF_SYSCALL)",
-        Some(Errno::EINVAL) => "this kernel does not know the request (TCX needs Linux 6.6)",
+        Some(Errno::EINVAL) => "this kernel does not know the request (the kernel engine needs Linux 5.15)",
         Some(Errno::ENOMEM) => "out of memory, or over RLIMIT_MEMLOCK",
         _ => "the kernel refused it",
     }
 }
 
-fn system_error(error: &(dyn Error + 'static)) -> Option<Errno> {
+/// The number of the system call's error at the end of the chain.
+pub fn system_error(error: &(dyn Error + 'static)) -> Option<Errno> {
     anyhow::Chain::new(error).find_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error()).map(Errno::from_raw)
 }
 

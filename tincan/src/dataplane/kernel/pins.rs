@@ -6,8 +6,9 @@
 //!                                                                       uplink_ingress-<ifindex>  one for each uplink
 //! ```
 //!
-//! A link that is pinned stays attached without anyone holding it, and removing the pin detaches it. Nothing is mounted
-//! here: without bpffs nothing is pinned.
+//! A link that is pinned stays attached without anyone holding it, and removing the pin detaches it. Filters of clsact
+//! ([`clsact`](super::clsact)) stay by themselves and are removed with the pins. Nothing is mounted here: without bpffs
+//! nothing is pinned.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -21,6 +22,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tincan_common::entries::{LAYOUT, SETTINGS, Settings};
 
+use super::clsact::Filters;
 use super::{MAPS, TAP_EGRESS};
 
 /// Where systems mount bpffs.
@@ -87,7 +89,8 @@ impl Place {
         current_namespace().is_ok_and(|namespace| namespace == self.namespace)
     }
 
-    /// The interface that `tap_egress` of any layout is pinned to; 0 when that is gone, `None` without such a pin.
+    /// The interface that `tap_egress` of any layout is pinned to; 0 when that is gone, `None` without such a pin, unless
+    /// it is a filter of the TAP here.
     #[must_use]
     pub fn tap_interface(&self) -> Option<u32> {
         let layouts = list(&self.path).unwrap_or_default();
@@ -95,7 +98,14 @@ impl Place {
             let link = PinnedLink::from_pin(self.path.join(layout).join(TAP_EGRESS)).ok()?;
             interface_of(&FdLink::from(link))
         });
-        interfaces.max()
+        interfaces.max().or_else(|| self.is_here().then(|| self.filtered_tap()).flatten())
+    }
+
+    /// The TAP, if the program is its filter.
+    fn filtered_tap(&self) -> Option<u32> {
+        let index = if_nametoindex(self.tap.as_str()).ok()?;
+        let is_on = Filters::of(&self.tap, false).is_on(TAP_EGRESS, index);
+        is_on.is_ok_and(|is_on| is_on).then_some(index)
     }
 
     /// Whether the device with the TAP's name is the one that was pinned: then this program made it.
@@ -136,6 +146,9 @@ impl Place {
 
     /// Removes every pin, of any layout: what was attached by them is detached, the maps go with their last user.
     pub fn remove(&self) -> anyhow::Result<()> {
+        if self.is_here() {
+            Filters::of(&self.tap, false).remove()?;
+        }
         let what = || format!("cannot remove {}", self.path.display());
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(what),
@@ -171,6 +184,11 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// The TAP's name.
+    pub(super) fn tap(&self) -> &str {
+        &self.place.tap
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.place.map(name)

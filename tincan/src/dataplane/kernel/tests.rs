@@ -1,6 +1,7 @@
 //! The programs in this machine's kernel: tables of frames through them (`BPF_PROG_TEST_RUN`), and real interfaces.
 
 mod cleanup;
+mod clsact;
 mod comparison;
 mod driver;
 mod frames;

@@ -38,8 +38,8 @@ pub fn enter_place() -> Place {
 }
 
 pub fn pinned(place: &Place) -> KernelEngine {
-    let mut engine =
-        KernelEngine::load_pinned(place.clone().make().unwrap(), false).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut engine = KernelEngine::load_pinned(place.clone().make().unwrap(), false, Way::Tcx)
+        .unwrap_or_else(|error| panic!("{error:?}"));
     engine.attach_tap(index_of(NEAR)).unwrap();
     engine.attach_uplink(index_of(FAR)).unwrap();
     engine
