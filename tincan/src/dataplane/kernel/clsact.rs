@@ -10,7 +10,7 @@ use anyhow::Context;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{Link as _, SchedClassifier, TcAttachType};
 use nix::errno::Errno;
-use nix::net::if_::if_nameindex;
+use nix::net::if_::{Interface, if_nameindex};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcHandle as Handle, TcMessage};
@@ -68,18 +68,15 @@ impl Filters {
             Err(error) => return Err(failure::explain(error, &step())),
         };
         let of_both = both_sides(index)?;
-        let link = match of_both.iter().find(|(of_side, found)| *of_side == side && self.is(*found, name)) {
-            Some((_, there)) => {
-                let handle = TcHandle::from(there.handle);
-                let link = SchedClassifierLink::attached(&interface, side, there.priority, handle, None)?;
-                program.attach_to_link(link)
-            }
-            None => {
-                let is_ours = has_made || of_both.iter().any(|(_, found)| self.owns_qdisc(*found));
-                let handle = TcHandle::from(self.handle | if is_ours { MADE_QDISC } else { 0 });
-                let options = NlOptions { priority: priority_of(name), handle, classid: None };
-                program.attach_with_options(&interface, side, TcAttachOptions::Netlink(options))
-            }
+        let there = of_both.iter().find(|(of_side, found)| *of_side == side && self.is(*found, name));
+        let link = if let Some((_, Filter { priority, handle })) = there {
+            let link = SchedClassifierLink::attached(&interface, side, *priority, TcHandle::from(*handle), None)?;
+            program.attach_to_link(link)
+        } else {
+            let is_ours = has_made || of_both.iter().any(|(_, found)| self.owns_qdisc(*found));
+            let handle = TcHandle::from(self.handle | if is_ours { MADE_QDISC } else { 0 });
+            let options = NlOptions { priority: priority_of(name), handle, classid: None };
+            program.attach_with_options(&interface, side, TcAttachOptions::Netlink(options))
         };
         let link = link.map_err(|error| failure::explain(error, &step()))?;
         // The filter stays until it is removed by name.
@@ -95,7 +92,7 @@ impl Filters {
     /// Removes all of them in the network namespace of the calling thread, and qdiscs that were made for them.
     pub fn remove(&self) -> anyhow::Result<()> {
         let interfaces = if_nameindex().context("list the interfaces")?;
-        interfaces.iter().map(|interface| interface.index()).try_for_each(|index| self.remove_from(index))
+        interfaces.iter().map(Interface::index).try_for_each(|index| self.remove_from(index))
     }
 
     fn remove_from(&self, index: u32) -> anyhow::Result<()> {
@@ -146,7 +143,7 @@ pub fn remove_orphans(tap: Option<&str>) -> anyhow::Result<Vec<String>> {
     let living: Vec<u32> = names.iter().map(|name| handle_of(name)).collect();
     let wanted = tap.map(handle_of);
     let mut removed = Vec::new();
-    for (name, index) in names.iter().zip(interfaces.iter().map(|interface| interface.index())) {
+    for (name, index) in names.iter().zip(interfaces.iter().map(Interface::index)) {
         for (_, filter) in both_sides(index)? {
             let orphan = Filters { handle: filter.handle & !MADE_QDISC, ends_with_daemon: false };
             let is_meant = wanted.is_none_or(|wanted| wanted == orphan.handle) && !living.contains(&orphan.handle);
@@ -192,12 +189,10 @@ fn list(index: u32, side: TcAttachType) -> anyhow::Result<Vec<Filter>> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => Vec::new(),
         other => other.with_context(|| format!("list the filters of interface {index}"))?,
     };
-    let filter = |answer: RouteNetlinkMessage| match answer {
-        RouteNetlinkMessage::NewTrafficFilter(TcMessage { header, .. }) => {
-            let priority = u16::try_from(header.info >> 16).unwrap_or_default();
-            Some(Filter { priority, handle: header.handle.into() }).filter(|filter| filter.handle != 0)
-        }
-        _ => None,
+    let filter = |answer: RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewTrafficFilter(TcMessage { header, .. }) = answer else { return None };
+        let priority = u16::try_from(header.info >> 16).unwrap_or_default();
+        Some(Filter { priority, handle: header.handle.into() }).filter(|filter| filter.handle != 0)
     };
     Ok(answers.into_iter().filter_map(filter).collect())
 }
