@@ -108,8 +108,11 @@ fn take_off<const AT: usize>(
         IPV4 => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         _ => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
-    let shrinks = (AT + HEADER_LEN) as i32;
-    context
-        .adjust_room(-shrinks, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | changes_to))
-        .map_err(|_| KernelVerdict::UpShape)
+    let shrink = |flags: u32| context.adjust_room(-((AT + HEADER_LEN) as i32), BPF_ADJ_ROOM_MAC, u64::from(flags));
+    let mut shrunk = shrink(BPF_F_ADJ_ROOM_FIXED_GSO | changes_to);
+    // Before Linux 6.3 the kernel cannot be told; the interface that the frame arrives at reads the new type itself.
+    if shrunk.is_err() && changes_to != 0 {
+        shrunk = shrink(BPF_F_ADJ_ROOM_FIXED_GSO);
+    }
+    shrunk.map_err(|_| KernelVerdict::UpShape)
 }

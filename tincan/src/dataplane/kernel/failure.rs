@@ -16,7 +16,9 @@ fn reason(error: &(dyn Error + 'static)) -> &'static str {
     match system_error(error) {
         Some(Errno::EPERM | Errno::EACCES) => "not permitted (it needs CAP_BPF and CAP_NET_ADMIN, or root)",
         Some(Errno::ENOSYS) => "this kernel has no BPF (CONFIG_BPF_SYSCALL)",
-        Some(Errno::EINVAL) => "this kernel does not know the request (the kernel engine needs Linux 5.15)",
+        Some(Errno::EINVAL) => {
+            "this kernel does not know the request (the kernel engine was tried on Linux 6.1 and newer)"
+        }
         Some(Errno::ENOMEM) => "out of memory, or over RLIMIT_MEMLOCK",
         _ => "the kernel refused it",
     }
