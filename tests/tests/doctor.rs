@@ -166,6 +166,15 @@ fn a_host_without_any_address_for_peers_has_a_problem() -> Result<()> {
 }
 
 #[test]
+fn the_programs_are_attached_as_the_daemon_would() -> Result<()> {
+    let host = Namespace::new("attached")?;
+    for (way, said) in [("auto", "by TCX"), ("tcx", "by TCX"), ("clsact", "by clsact")] {
+        doctor(&host, &["--attach", way])?.expect("kernel-engine", "ok", &[said])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn servers_that_are_silent_together_are_named_within_fifteen_seconds() -> Result<()> {
     let pair = Pair::new(Underlay::Ipv4)?;
     firewall(&pair.bob, "table ip cut {\n chain input { type filter hook input priority filter; policy drop; }\n}\n")?;

@@ -110,6 +110,18 @@ pub enum AttachBy {
     Clsact,
 }
 
+impl AttachBy {
+    /// Whether it means clsact on a kernel that has TCX or not.
+    #[must_use]
+    pub fn is_clsact(self, has_tcx: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::Auto => !has_tcx(),
+            Self::Tcx => false,
+            Self::Clsact => true,
+        }
+    }
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, anyhow};
 
-use crate::config::{self, AttachBy, DaemonConfig, XdpUse};
+use crate::config::{self, DaemonConfig, XdpUse};
 use crate::daemon::host::PortWish;
 use crate::daemon::merging::Merging;
 use crate::daemon::merging_veth::MergingVeth;
@@ -213,11 +213,7 @@ impl Attached {
         tap: &Tap,
         wish: PortWish,
     ) -> anyhow::Result<Self> {
-        let way = match config.attach {
-            AttachBy::Auto if clsact::is_needed() => Way::Clsact,
-            AttachBy::Auto | AttachBy::Tcx => Way::Tcx,
-            AttachBy::Clsact => Way::Clsact,
-        };
+        let way = if config.attach.is_clsact(clsact::has_tcx) { Way::Clsact } else { Way::Tcx };
         let mut engine = predecessor.load(netlink, tap, config.xdp == XdpUse::Native, way).await?;
         engine.attach_tap(tap.index())?;
         let is_pinned = engine.is_pinned();

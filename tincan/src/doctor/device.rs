@@ -30,7 +30,7 @@ pub fn checks(config: &DaemonConfig, running: Option<&Running>) -> Vec<Check> {
     let name = format!("tincan{}", std::process::id());
     let made = Tap::create(&name);
     let segments_udp = made.as_ref().ok().map(Tap::segments_udp);
-    let engine = engine(config.fast_path, made.as_ref().ok());
+    let engine = engine(config, made.as_ref().ok());
     let tap = match made {
         Ok(made) => {
             drop(made);
@@ -94,13 +94,14 @@ fn parse_version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Loads the programs, and attaches them to `tap` where there is one.
-fn engine(fast_path: FastPath, tap: Option<&Tap>) -> Check {
+fn engine(config: &DaemonConfig, tap: Option<&Tap>) -> Check {
+    let fast_path = config.fast_path;
     if fast_path == FastPath::Off {
         return Check::skipped(ENGINE, "switched off (fast-path off)", "");
     }
     let loaded = KernelEngine::load().and_then(|mut engine| {
         if let Some(tap) = tap {
-            if clsact::is_needed() {
+            if config.attach.is_clsact(clsact::has_tcx) {
                 engine.attach_by_clsact(tap.name());
             }
             engine.attach_tap(tap.index())?;

@@ -44,10 +44,11 @@ struct Filter {
     handle: u32,
 }
 
-/// Whether the kernel has no TCX.
-pub fn is_needed() -> bool {
-    let Ok(loopback) = interface_name(LOOPBACK_INDEX) else { return false };
-    SchedClassifier::query_tcx(&loopback, TcAttachType::Ingress)
+/// Whether the kernel has TCX.
+#[must_use]
+pub fn has_tcx() -> bool {
+    let Ok(loopback) = interface_name(LOOPBACK_INDEX) else { return true };
+    !SchedClassifier::query_tcx(&loopback, TcAttachType::Ingress)
         .is_err_and(|error| failure::system_error(&error) == Some(Errno::EINVAL))
 }
 
