@@ -227,18 +227,22 @@ fn deaths_cost_no_ping_where_programs_are_filters_of_clsact_and_nothing_is_left(
     let filters = |host: &Namespace| host.exec("tc filter show dev eth0 ingress");
     let names = |host: &Namespace| -> Result<usize> { Ok(filters(host)?.matches(" name ").count()) };
     ensure!(programs(&pair.alice, "eth0")?.is_empty() && names(&pair.alice)? == 2, "{}", filters(&pair.alice)?);
+    let devices = || pair.alice.exec("ip -o link show").map(|text| text.matches(": ipop").count());
+    let indices = || pair.alice.enter(|| Ok(["ipop", "ipop-gro"].map(|name| if_nametoindex(name).ok())));
+    let before = (devices()?, indices()?);
     let lost = lost_while(&pair.alice, bob.ip4.into(), Duration::from_secs(8), || {
         for _ in 0..10 {
             wait_stored(&alice)?;
-            let before = filters(&pair.alice)?;
+            let shown = filters(&pair.alice)?;
             alice.daemon.kill9()?;
-            ensure!(filters(&pair.alice)? == before, "the filters went with the daemon");
+            ensure!(filters(&pair.alice)? == shown, "the filters went with the daemon");
             alice.daemon.restart()?;
             let in_kernel = || alice.peer(&bob).is_ok_and(|peer| peer.text("engine") == "kernel");
             wait::until(Duration::from_secs(2), "the next daemon to go on", in_kernel)
                 .with_context(|| alice.daemon.log())?;
-            ensure!(names(&pair.alice)? == 2 && filters(&pair.alice)? != before, "{}", filters(&pair.alice)?);
+            ensure!(names(&pair.alice)? == 2 && filters(&pair.alice)? != shown, "{}", filters(&pair.alice)?);
         }
+        ensure!(before == (devices()?, indices()?), "other devices: {before:?}, {:?}", indices()?);
         Ok(())
     })?;
     ensure!(lost == 0, "{lost} pings lost");

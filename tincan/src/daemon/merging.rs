@@ -44,6 +44,7 @@ impl Merging {
         let device = device_name(tap, ENDING);
         if let Some(left) = netlink.own_device(&device, tap).await? {
             if let Some(port) = held_before(forwarder, &left, wish) {
+                forwarder.attach_helper(left.index)?;
                 return Ok(Self { device, tap: tap.to_owned(), port, index: left.index, state: Ok(()) });
             }
             tracing::info!(device, "removing the device an earlier daemon left");

@@ -57,6 +57,7 @@ impl MergingVeth {
             && far.is_up
             && forwarder.is_guarded(far.index)
         {
+            forwarder.attach_helper(far.index)?;
             let indices = [near.index, far.index];
             self.indices = Some(indices);
             return Ok(indices);

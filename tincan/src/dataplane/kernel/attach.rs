@@ -9,6 +9,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
+use super::clsact::Filters;
 use super::{
     CHECKED_INGRESS, KernelEngine, LOOPBACK_INDEX, PROGRAMS, TAP_EGRESS, UPLINK_PROGRAMS, UPLINK_XDP, failure,
     interface_name, program,
@@ -75,7 +76,8 @@ impl KernelEngine {
     /// Whether the guard is on an interface.
     #[must_use]
     pub fn is_guarded(&self, index: u32) -> bool {
-        self.attached.contains_key(&(CHECKED_INGRESS, index))
+        let is_filtered = |filters: &Filters| filters.is_on(CHECKED_INGRESS, index).is_ok_and(|is_on| is_on);
+        self.attached.contains_key(&(CHECKED_INGRESS, index)) || self.filters.as_ref().is_some_and(is_filtered)
     }
 
     /// Attaches a program to an interface, unless it is there.
